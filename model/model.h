@@ -1,0 +1,82 @@
+/* Tokens to logits to tokens: a model opened on its devices.
+ *
+ * A batch is all that a step needs, as plain data (`struct step`); nothing else reaches a rank.
+ * model_batch, model_start and model_wait belong to one thread (the engine's); the rest may be
+ * called from any thread once model_open is done.
+ */
+#ifndef MODEL_MODEL_H
+#define MODEL_MODEL_H
+
+#include "kernels/backend.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct model;     /* opaque */
+struct tokenizer; /* model/text/tokenizer.h */
+
+enum model_device { MODEL_DEVICE_AUTO, MODEL_DEVICE_CPU, MODEL_DEVICE_CUDA };
+
+struct model_options {
+    const char *path; /* a .gguf file (first of a split file), later a folder of safetensors */
+    enum model_device device;
+    int32_t thread_count;    /* CPU backend; 0: one a core */
+    int32_t context_max;     /* tokens; 0: the model's own, or what fits */
+    int32_t slot_max;
+    int32_t token_max;
+    int32_t sample_max;
+    int32_t block_tokens;
+    int32_t block_count;     /* 0: computed from the memory below */
+    double memory_share;     /* of the device's memory (CPU: of the free memory) in use at most */
+    int64_t kv_bytes;        /* 0: computed from memory_share; else exactly this */
+    /* Called from the opening thread while it loads: share 0 to 1, and what is done. */
+    void (*progress)(void *context, double share, const char *what);
+    void *progress_context;
+};
+
+struct model_info {
+    char name[128];         /* general.name, or the file's */
+    char architecture[64];
+    char format[64];        /* what most of its weights are: "Q5_0" */
+    char device[128];
+    int64_t parameter_count;
+    int64_t file_bytes;
+    int64_t weight_bytes;   /* as packed on the device */
+    int64_t kv_bytes;       /* of all blocks */
+    int64_t workspace_bytes;
+    int32_t layer_count;
+    int32_t vocab_count;
+    int32_t context_max;    /* in force */
+    int32_t context_model;  /* what the file says */
+    int32_t block_count;
+    int32_t block_tokens;
+    int32_t end_count;      /* tokens that end a sequence */
+    int32_t end_token[16];
+};
+
+/* One step's data, and after model_wait its results. */
+struct batch {
+    struct step step;
+    struct step_result result;
+};
+
+/* 0, or a negative errno and one line in `error`: -ENOENT, -EINVAL (broken or hostile file),
+ * -ENOTSUP (a format, architecture or option that is not supported), -ENOMEM, -ENODEV. */
+int model_open(struct model **model, const struct model_options *options, char *error,
+               size_t error_bytes);
+void model_close(struct model *model); /* NULL is fine */
+
+const struct model_info *model_info(const struct model *model);
+/* NULL for a model without a vocabulary. Good until model_close; its functions are
+ * thread-safe. */
+const struct tokenizer *model_tokenizer(const struct model *model);
+
+/* An empty batch to fill, of two that take turns; every array has room for the options' limits.
+ * Must not be called with two batches started. */
+struct batch *model_batch(struct model *model);
+void model_start(struct model *model, struct batch *batch);
+/* Waits for the oldest started batch, which must be `batch`: 0, or -EIO: a device is lost. */
+int model_wait(struct model *model, struct batch *batch);
+
+#endif

@@ -1,0 +1,89 @@
+/* The harness: tests are functions named as the sentence that they prove.
+ *
+ *     static void grow_is_all_or_nothing(void) { EXPECT(...); EXPECT_INT(a, ==, b); }
+ *     int main(void)
+ *     {
+ *         TEST(grow_is_all_or_nothing);
+ *         return test_report();
+ *     }
+ *
+ * A program prints a line for each failed check and ends with "N passed, N failed"
+ * (", N skipped" where SKIP was used: it says why). Exit code 1 on a failure.
+ */
+#ifndef TESTS_TEST_H
+#define TESTS_TEST_H
+
+#include <inttypes.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int test_passed, test_failed, test_skipped;
+static int test_check_failed; /* in the running test */
+static int test_was_skipped;
+
+#define EXPECT(condition)                                                                          \
+    do {                                                                                           \
+        if (!(condition)) {                                                                        \
+            printf("%s:%d: %s: not true: %s\n", __FILE__, __LINE__, __func__, #condition);         \
+            test_check_failed++;                                                                   \
+        }                                                                                          \
+    } while (0)
+
+#define EXPECT_INT(left, operator, right)                                                          \
+    do {                                                                                           \
+        int64_t test_left = (int64_t)(left), test_right = (int64_t)(right);                        \
+        if (!(test_left operator test_right)) {                                                    \
+            printf("%s:%d: %s: %s is %" PRId64 ", not " #operator" %" PRId64 "\n", __FILE__,       \
+                   __LINE__, __func__, #left, test_left, test_right);                              \
+            test_check_failed++;                                                                   \
+        }                                                                                          \
+    } while (0)
+
+#define EXPECT_STRING(left, right)                                                                 \
+    do {                                                                                           \
+        const char *test_left = (left), *test_right = (right);                                     \
+        if (test_left == NULL || strcmp(test_left, test_right) != 0) {                             \
+            printf("%s:%d: %s: %s is \"%s\", not \"%s\"\n", __FILE__, __LINE__, __func__, #left,   \
+                   test_left == NULL ? "(NULL)" : test_left, test_right);                          \
+            test_check_failed++;                                                                   \
+        }                                                                                          \
+    } while (0)
+
+/* Leaves the running test: what it needs is not here. */
+#define SKIP(why)                                                                                  \
+    do {                                                                                           \
+        printf("skipped %s: %s\n", __func__, why);                                                 \
+        test_was_skipped = 1;                                                                      \
+        return;                                                                                    \
+    } while (0)
+
+#define TEST(function) test_run(#function, function)
+
+static inline void test_run(const char *name, void (*function)(void))
+{
+    test_check_failed = 0;
+    test_was_skipped = 0;
+    function();
+    if (test_check_failed > 0) {
+        test_failed++;
+        printf("FAILED %s\n", name);
+    } else if (test_was_skipped) {
+        test_skipped++;
+    } else {
+        test_passed++;
+    }
+    fflush(stdout);
+}
+
+static inline int test_report(void)
+{
+    if (test_skipped > 0)
+        printf("%d passed, %d failed, %d skipped\n", test_passed, test_failed, test_skipped);
+    else
+        printf("%d passed, %d failed\n", test_passed, test_failed);
+    return test_failed > 0 ? 1 : 0;
+}
+
+#endif
