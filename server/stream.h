@@ -106,8 +106,9 @@ bool stream_cancelled(struct stream *stream);
 /* Text and engine side. */
 void stream_append(struct stream *stream, struct piece *piece); /* takes piece */
 void stream_fail(struct stream *stream, const struct stream_error *error); /* first one wins */
-void stream_set_prompt(struct stream *stream, int32_t index, const int32_t *token,
-                       int32_t token_count); /* copies; counts into usage */
+/* Copies; counts into usage. False: out of memory, or set before. */
+bool stream_set_prompt(struct stream *stream, int32_t index, const int32_t *token,
+                       int32_t token_count);
 void stream_add_usage(struct stream *stream, int64_t completion_tokens, int64_t cached_tokens);
 /* Resumes a parked reader if it has something to do; called by the notifier. */
 void stream_wake(struct stream *stream);
