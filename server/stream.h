@@ -76,7 +76,8 @@ struct stream_waiter {
 
 enum stream_state {
     STREAM_PIECE,  /* *piece is the next one, the caller's now */
-    STREAM_PARKED, /* nothing yet; the waiter was suspended and will be resumed once */
+    STREAM_EMPTY,  /* stream_take only: nothing yet; stream_wait parks the reader */
+    STREAM_PARKED, /* stream_wait only: the waiter was suspended and will be resumed once */
     STREAM_END,    /* all choices have finished and all pieces were read */
     STREAM_ERROR,  /* failed: stream_error says why; what came before was read */
     STREAM_READY,  /* stream_wait only: there is something to read */
@@ -87,8 +88,9 @@ struct stream *stream_create(int32_t choice_count, const struct stream_waiter *w
 void stream_hold(struct stream *stream);
 void stream_release(struct stream *stream);
 
-/* HTTP side. */
-enum stream_state stream_read(struct stream *stream, struct piece **piece);
+/* HTTP side. stream_take never parks, so that a reader can take all that is there, send it, and
+ * only then go to sleep: a connection that has bytes to send must not be suspended. */
+enum stream_state stream_take(struct stream *stream, struct piece **piece);
 /* STREAM_READY once there is something to read (or, with `whole`, once the response is whole or
  * has failed); parks otherwise. */
 enum stream_state stream_wait(struct stream *stream, bool whole);
