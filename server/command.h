@@ -1,0 +1,26 @@
+/* `quire COMMAND`: one file server/cmd_*.c each; argv[0] is the command's name.
+ *
+ * A command prints its results to standard output and its troubles, one line each, to standard
+ * error, and returns one of these exit codes.
+ */
+#ifndef SERVER_COMMAND_H
+#define SERVER_COMMAND_H
+
+enum exit_code {
+    EXIT_CODE_OK = 0,
+    EXIT_CODE_RUNTIME = 1, /* a port in use, a write that failed; --check-config: not good */
+    EXIT_CODE_USAGE = 2,   /* an unknown command, option or value */
+    EXIT_CODE_INPUT = 3,   /* the model or the configuration file is invalid */
+    EXIT_CODE_DEVICE = 4,  /* no device, or not enough memory */
+    EXIT_CODE_LOST = 70,   /* a device was lost: start the process again */
+};
+
+int cmd_serve(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+int cmd_tokenize(int argc, char **argv);
+
+/* The exit code for what model_open returned. */
+int command_exit_code(int model_error);
+
+#endif
