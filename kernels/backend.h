@@ -13,6 +13,9 @@
  * - Determinism: what an op gives for one token or one sample depends on that token's own inputs
  *   alone: never on T, on the neighbours, or on how a prompt was cut into steps.
  * - Ops do no host work that depends on values on the device, so that a step can be captured.
+ * - T and S of an op may be larger than the step's token_count and sample_count: a graph is
+ *   captured for a padded size. Rows past the step's own are zero or left alone; none of them
+ *   reaches the cache, a slot's state or a result.
  */
 #ifndef KERNELS_BACKEND_H
 #define KERNELS_BACKEND_H
@@ -40,6 +43,9 @@ struct device_options {
     int32_t sample_max;   /* S of the largest step */
     int32_t vocab_count;  /* V */
     int32_t context_max;  /* longest sequence, in tokens: bounds the block tables */
+    int32_t history_max;  /* as in struct step, so that step_begin allocates nothing */
+    int32_t change_max;
+    int32_t move_max;
 };
 
 /* ---- what a step is: plain data, filled by the engine, good until that step's sync ---- */
