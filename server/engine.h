@@ -50,6 +50,12 @@ struct job {
     uint64_t salt;
     int64_t arrival_us;   /* CLOCK_MONOTONIC, when the request was read */
     char request_id[64];
+
+    /* The engine's and the text thread's. */
+    atomic_int open_count; /* siblings that have not ended */
+    int32_t text_thread;
+    int32_t cached_count;  /* prompt tokens found in the cache, set at the first row; -1 before */
+    struct token_score *score; /* [token_count] the prompt's, with score_prompt */
 };
 
 struct job *job_create(void);        /* with defaults; NULL: out of memory */

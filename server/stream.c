@@ -130,7 +130,7 @@ static enum stream_state park(struct stream *stream, bool wants_whole)
     return STREAM_PARKED;
 }
 
-enum stream_state stream_read(struct stream *stream, struct piece **piece)
+enum stream_state stream_take(struct stream *stream, struct piece **piece)
 {
     enum stream_state state;
 
@@ -149,7 +149,7 @@ enum stream_state stream_read(struct stream *stream, struct piece **piece)
     } else if (whole(stream)) {
         state = STREAM_END;
     } else {
-        state = park(stream, false);
+        state = STREAM_EMPTY;
     }
     pthread_mutex_unlock(&stream->lock);
     return state;
