@@ -35,31 +35,31 @@ struct job {
     int32_t token_count;
 
     struct sampling sampling; /* seed of sibling i is seed + i */
-    int32_t output_max;   /* -1: the rest of the context; 0: score only (echo) */
-    bool output_max_given; /* by the caller: then beyond the context is an error, not a cut */
-    bool echo;            /* the prompt's text (and, with logprobs, scores) come first */
-    bool score_prompt;    /* echo with logprobs */
+    int32_t output_max;       /* -1: the rest of the context; 0: score only (echo) */
+    bool output_max_given;    /* by the caller: then beyond the context is an error, not a cut */
+    bool echo;                /* the prompt's text (and, with logprobs, scores) come first */
+    bool score_prompt;        /* echo with logprobs */
     bool ignore_eos;
-    bool skip_special;    /* leave control tokens out of the text */
-    bool keep_stop;       /* include_stop_str_in_output */
+    bool skip_special;        /* leave control tokens out of the text */
+    bool keep_stop;           /* include_stop_str_in_output */
     int32_t stop_token_count; /* the caller's own, in sampling.stop_token[0 ...]; the text thread
                                  adds the model's end tokens behind them unless ignore_eos */
-    int32_t stop_count;   /* stop strings; owned */
+    int32_t stop_count;       /* stop strings; owned */
     char **stop;
     int32_t priority;
     uint64_t salt;
-    int64_t arrival_us;   /* CLOCK_MONOTONIC, when the request was read */
+    int64_t arrival_us; /* CLOCK_MONOTONIC, when the request was read */
     char request_id[64];
 
     /* The engine's and the text thread's. */
     atomic_int open_count; /* siblings that have not ended */
     int32_t text_thread;
-    int32_t cached_count;  /* prompt tokens found in the cache, set at the first row; -1 before */
+    int32_t cached_count; /* prompt tokens found in the cache, set at the first row; -1 before */
     struct token_score *score; /* [token_count] the prompt's, with score_prompt */
 };
 
-struct job *job_create(void);        /* with defaults; NULL: out of memory */
-void job_free(struct job *job);      /* drops its hold of the stream */
+struct job *job_create(void);   /* with defaults; NULL: out of memory */
+void job_free(struct job *job); /* drops its hold of the stream */
 
 int engine_create(struct engine **engine, struct model *model, const struct config *config,
                   char *error, size_t error_bytes);
@@ -67,6 +67,8 @@ int engine_start(struct engine *engine); /* the threads: engine, text, notifier 
 /* Stops: no more jobs are taken; running ones may go on for grace_us, then end with an error.
  * Joins all threads. */
 void engine_stop(struct engine *engine, int64_t grace_us);
+/* While engine_stop waits in another thread: the grace is over. Any thread. */
+void engine_hurry(struct engine *engine);
 void engine_destroy(struct engine *engine);
 
 /* From a handler: tokenises on a text thread, then runs; the stream tells what becomes of them.

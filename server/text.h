@@ -59,6 +59,9 @@ void text_submit(struct text *text, struct job *jobs);
 /* Appends a copy of the batch to the inbox of thread `index`. The engine's thread. */
 void text_append(struct text *text, int32_t index, const struct text_batch *batch);
 int32_t text_thread_count(const struct text *text);
+/* A job that the scheduler refused; one sibling of a job that got no answer. Takes it. */
+void text_drop(struct text *text, struct job *job);
+void text_drop_one(struct text *text, struct job *job);
 
 /* Sequence `seq` of a job; NULL: out of memory. Freed by its TEXT_END. */
 struct answer *answer_create(struct text *text, struct job *job, int32_t sibling, int32_t seq,

@@ -1,0 +1,453 @@
+/* The engine thread and its mailbox; see engine.h. The turns themselves are in engine_turn.c.
+ *
+ * The mailbox is the one meeting point of the engine thread with all others: a lock, a condition
+ * and lists that the engine takes as a whole. While steps run it is looked at once a turn; with
+ * nothing to do the engine sleeps on the condition, so an idle server uses no CPU.
+ */
+#include "server/engine.h"
+#include "server/config.h"
+#include "server/engine_turn.h"
+#include "server/log.h"
+#include "server/metrics.h"
+#include "server/notifier.h"
+#include "server/stream_private.h"
+#include "server/text.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* "This sequence may stop": a handle, and the serial that tells its owners apart. */
+struct stop_letter {
+    int32_t seq;
+    int64_t serial;
+};
+
+struct mailbox {
+    struct job *job; /* list, oldest first */
+    struct job *job_final;
+    struct stop_letter *stop; /* [stop_count] */
+    int32_t stop_count, stop_max;
+    struct stream **cancel; /* [cancel_count] held */
+    int32_t cancel_count, cancel_max;
+    bool reset_wanted;
+    bool stopping;
+    int64_t deadline_us; /* when stopping: until then sequences may go on */
+};
+
+struct engine {
+    struct model *model;
+    const struct config *config;
+    struct turn *turn; /* the engine thread's */
+    struct text *text;
+    struct notifier *notifier;
+    pthread_t thread;
+    bool started;
+
+    atomic_bool alive;
+    atomic_llong load;      /* jobs accepted and not ended */
+    atomic_llong sequences; /* their sequences: what the queue's limit is about */
+
+    pthread_mutex_t lock;
+    pthread_cond_t letter; /* something is in the mailbox */
+    pthread_cond_t answer; /* a reset was done, or the engine ended */
+    /* guarded by lock */
+    struct mailbox mailbox;
+    bool taking; /* jobs are taken */
+    bool ended;
+    bool reset_result;
+    int64_t reset_count; /* resets done */
+};
+
+/* ---- jobs ---- */
+
+struct job *job_create(void)
+{
+    struct job *job = calloc(1, sizeof *job);
+
+    if (job == NULL)
+        return NULL;
+    job->sibling_count = 1;
+    job->output_max = -1;
+    job->add_special = true;
+    job->skip_special = true;
+    job->cached_count = -1;
+    job->sampling.temperature = 1;
+    job->sampling.top_p = 1;
+    job->sampling.repetition_penalty = 1;
+    job->sampling.top_count = -1;
+    job->arrival_us = engine_now_us();
+    return job;
+}
+
+void job_free(struct job *job)
+{
+    if (job == NULL)
+        return;
+    for (int32_t i = 0; i < job->stop_count; i++)
+        free(job->stop[i]);
+    free(job->stop);
+    free(job->text);
+    free(job->token);
+    free(job->score);
+    stream_release(job->stream);
+    free(job);
+}
+
+/* ---- what the text threads call ---- */
+
+static void take_tokenised(void *context, struct job *jobs)
+{
+    struct engine *engine = context;
+    struct job *final = jobs;
+
+    while (final->next != NULL)
+        final = final->next;
+    pthread_mutex_lock(&engine->lock);
+    if (engine->mailbox.job == NULL)
+        engine->mailbox.job = jobs;
+    else
+        engine->mailbox.job_final->next = jobs;
+    engine->mailbox.job_final = final;
+    pthread_cond_signal(&engine->letter);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+static void take_stop(void *context, int32_t seq, int64_t serial)
+{
+    struct engine *engine = context;
+    struct mailbox *box = &engine->mailbox;
+
+    pthread_mutex_lock(&engine->lock);
+    if (box->stop_count == box->stop_max) {
+        int32_t max = box->stop_max * 2 + 16;
+        struct stop_letter *grown = realloc(box->stop, (size_t)max * sizeof *grown);
+        if (grown != NULL) {
+            box->stop = grown;
+            box->stop_max = max;
+        }
+    }
+    /* Without memory the sequence runs to its length; its text has ended all the same. */
+    if (box->stop_count < box->stop_max)
+        box->stop[box->stop_count++] = (struct stop_letter){seq, serial};
+    pthread_cond_signal(&engine->letter);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+static void take_wake(void *context, struct stream *const *stream, int32_t count)
+{
+    struct engine *engine = context;
+
+    notifier_wake(engine->notifier, stream, count);
+}
+
+static void take_ended(void *context, struct job *job)
+{
+    struct engine *engine = context;
+
+    atomic_fetch_sub(&engine->sequences, job->sibling_count);
+    long long load = atomic_fetch_sub(&engine->load, 1) - 1;
+    metrics_set(METRIC_LOAD, (double)load);
+    job_free(job);
+}
+
+/* ---- the thread ---- */
+
+/* Waits until there is a letter or it is time to look; takes all letters. */
+static struct mailbox take_letters(struct engine *engine, bool idle)
+{
+    pthread_mutex_lock(&engine->lock);
+    struct mailbox *box = &engine->mailbox;
+    while (idle && box->job == NULL && box->stop_count == 0 && box->cancel_count == 0 &&
+           !box->reset_wanted && !box->stopping)
+        pthread_cond_wait(&engine->letter, &engine->lock);
+
+    struct mailbox taken = *box;
+    *box = (struct mailbox){.stopping = taken.stopping, .deadline_us = taken.deadline_us};
+    pthread_mutex_unlock(&engine->lock);
+    return taken;
+}
+
+static void read_letters(struct engine *engine, struct mailbox *box)
+{
+    int64_t now_us = engine_now_us();
+
+    while (box->job != NULL) {
+        struct job *job = box->job;
+        box->job = job->next;
+        job->next = NULL;
+        turn_add(engine->turn, job, now_us);
+    }
+    for (int32_t i = 0; i < box->stop_count; i++)
+        turn_cancel_seq(engine->turn, box->stop[i].seq, box->stop[i].serial);
+    for (int32_t i = 0; i < box->cancel_count; i++) {
+        turn_cancel_stream(engine->turn, box->cancel[i]);
+        stream_release(box->cancel[i]);
+    }
+    free(box->stop);
+    free(box->cancel);
+    if (box->reset_wanted) {
+        bool done = turn_reset_cache(engine->turn);
+        pthread_mutex_lock(&engine->lock);
+        engine->reset_result = done;
+        engine->reset_count++;
+        pthread_cond_broadcast(&engine->answer);
+        pthread_mutex_unlock(&engine->lock);
+    }
+}
+
+/* No more jobs are taken, and those in the mailbox end with an error. */
+static void close_mailbox(struct engine *engine, const struct stream_error *error)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->taking = false;
+    struct job *job = engine->mailbox.job;
+    engine->mailbox.job = NULL;
+    pthread_mutex_unlock(&engine->lock);
+    while (job != NULL) {
+        struct job *next = job->next;
+        job->next = NULL;
+        stream_fail(job->stream, error);
+        text_drop(engine->text, job);
+        job = next;
+    }
+}
+
+static const struct stream_error shutting_down = {
+    .status = 503,
+    .type = "service_unavailable_error",
+    .code = "shutting_down",
+    .message = "The server is shutting down.",
+};
+
+static const struct stream_error engine_dead = {
+    .status = 503,
+    .type = "service_unavailable_error",
+    .code = "engine_dead",
+    .message = "A device was lost; the server is stopping.",
+};
+
+static void *run(void *context)
+{
+    struct engine *engine = context;
+    enum turn_state state = TURN_IDLE;
+    bool cut = false;
+
+    for (;;) {
+        struct mailbox box = take_letters(engine, state == TURN_IDLE);
+        read_letters(engine, &box);
+        if (box.stopping && !cut && engine_now_us() >= box.deadline_us) {
+            turn_cancel_all(engine->turn, &shutting_down);
+            cut = true;
+        }
+        state = turn_run(engine->turn);
+        turn_report(engine->turn, engine_now_us());
+        if (state == TURN_LOST ||
+            (box.stopping && state == TURN_IDLE && (cut || atomic_load(&engine->load) == 0)))
+            break;
+        if (box.stopping && state == TURN_IDLE) /* jobs still lie with the text threads */
+            sched_yield();
+    }
+    if (state == TURN_LOST)
+        atomic_store(&engine->alive, false);
+    close_mailbox(engine, state == TURN_LOST ? &engine_dead : &shutting_down);
+    pthread_mutex_lock(&engine->lock);
+    engine->ended = true;
+    pthread_cond_broadcast(&engine->answer);
+    pthread_mutex_unlock(&engine->lock);
+    return NULL;
+}
+
+/* ---- life ---- */
+
+int engine_create(struct engine **created, struct model *model, const struct config *config,
+                  char *error, size_t error_bytes)
+{
+    struct engine *engine = calloc(1, sizeof *engine);
+
+    *created = NULL;
+    if (engine == NULL) {
+        snprintf(error, error_bytes, "could not start the engine: out of memory");
+        return -ENOMEM;
+    }
+    engine->model = model;
+    engine->config = config;
+    engine->taking = true;
+    atomic_init(&engine->alive, true);
+    pthread_mutex_init(&engine->lock, NULL);
+    pthread_cond_init(&engine->letter, NULL);
+    pthread_cond_init(&engine->answer, NULL);
+    engine->turn = turn_create(model, config, error, error_bytes);
+    if (engine->turn == NULL) {
+        engine_destroy(engine);
+        return -ENOMEM;
+    }
+    *created = engine;
+    return 0;
+}
+
+int engine_start(struct engine *engine)
+{
+    struct text_sink sink = {.context = engine,
+                             .submit = take_tokenised,
+                             .stop = take_stop,
+                             .wake = take_wake,
+                             .ended = take_ended};
+
+    engine->notifier = notifier_start();
+    if (engine->notifier == NULL)
+        return -EAGAIN;
+    engine->text = text_start(engine->model, engine->config->text_threads, &sink);
+    if (engine->text == NULL)
+        return -EAGAIN;
+    turn_set_text(engine->turn, engine->text);
+    if (pthread_create(&engine->thread, NULL, run, engine) != 0)
+        return -EAGAIN;
+    pthread_setname_np(engine->thread, "engine");
+    engine->started = true;
+    return 0;
+}
+
+void engine_stop(struct engine *engine, int64_t grace_us)
+{
+    if (engine == NULL)
+        return;
+    if (engine->started) {
+        int64_t deadline_us = engine_now_us() + grace_us;
+        pthread_mutex_lock(&engine->lock);
+        engine->taking = false;
+        if (!engine->mailbox.stopping || deadline_us < engine->mailbox.deadline_us)
+            engine->mailbox.deadline_us = deadline_us;
+        engine->mailbox.stopping = true;
+        pthread_cond_signal(&engine->letter);
+        pthread_mutex_unlock(&engine->lock);
+        pthread_join(engine->thread, NULL);
+        engine->started = false;
+    }
+    text_stop(engine->text);
+    engine->text = NULL;
+    notifier_stop(engine->notifier);
+    engine->notifier = NULL;
+}
+
+void engine_hurry(struct engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    engine->mailbox.deadline_us = 0;
+    pthread_cond_signal(&engine->letter);
+    pthread_mutex_unlock(&engine->lock);
+}
+
+void engine_destroy(struct engine *engine)
+{
+    if (engine == NULL)
+        return;
+    assert(!engine->started);
+    turn_destroy(engine->turn);
+    for (int32_t i = 0; i < engine->mailbox.cancel_count; i++)
+        stream_release(engine->mailbox.cancel[i]);
+    free(engine->mailbox.cancel);
+    free(engine->mailbox.stop);
+    pthread_cond_destroy(&engine->answer);
+    pthread_cond_destroy(&engine->letter);
+    pthread_mutex_destroy(&engine->lock);
+    free(engine);
+}
+
+/* ---- what handlers call ---- */
+
+static void cancel_hook(void *context, struct stream *stream)
+{
+    engine_cancel(context, stream);
+}
+
+int engine_submit(struct engine *engine, struct job *jobs)
+{
+    int64_t job_count = 0;
+    int64_t seq_count = 0;
+
+    for (struct job *job = jobs; job != NULL; job = job->next) {
+        job_count++;
+        seq_count += job->sibling_count;
+        atomic_init(&job->open_count, job->sibling_count);
+    }
+    pthread_mutex_lock(&engine->lock);
+    bool taking = engine->taking;
+    pthread_mutex_unlock(&engine->lock);
+    if (!taking || !atomic_load(&engine->alive))
+        return -ESHUTDOWN;
+
+    int64_t limit = engine->config->max_num_seqs + engine->config->max_num_queued_reqs;
+    if (atomic_fetch_add(&engine->sequences, seq_count) + seq_count > limit) {
+        atomic_fetch_sub(&engine->sequences, seq_count);
+        metrics_add(METRIC_REJECT_QUEUE, 1);
+        return -EAGAIN;
+    }
+    metrics_set(METRIC_LOAD, (double)(atomic_fetch_add(&engine->load, job_count) + job_count));
+    stream_set_cancel(jobs->stream, cancel_hook, engine);
+    text_submit(engine->text, jobs);
+    return 0;
+}
+
+void engine_cancel(struct engine *engine, struct stream *stream)
+{
+    struct mailbox *box = &engine->mailbox;
+
+    stream_hold(stream);
+    pthread_mutex_lock(&engine->lock);
+    if (box->cancel_count == box->cancel_max) {
+        int32_t max = box->cancel_max * 2 + 16;
+        struct stream **grown = realloc(box->cancel, (size_t)max * sizeof(struct stream *));
+        if (grown != NULL) {
+            box->cancel = grown;
+            box->cancel_max = max;
+        }
+    }
+    bool fits = box->cancel_count < box->cancel_max;
+    if (fits)
+        box->cancel[box->cancel_count++] = stream;
+    pthread_cond_signal(&engine->letter);
+    pthread_mutex_unlock(&engine->lock);
+    if (!fits) /* no memory for the letter: the sequence runs on unread */
+        stream_release(stream);
+}
+
+void engine_watch(struct engine *engine, int fd, struct stream *stream)
+{
+    notifier_watch(engine->notifier, fd, stream);
+}
+
+void engine_unwatch(struct engine *engine, int fd, struct stream *stream)
+{
+    notifier_unwatch(engine->notifier, fd, stream);
+}
+
+bool engine_alive(struct engine *engine)
+{
+    return atomic_load(&engine->alive);
+}
+
+struct model *engine_model(struct engine *engine)
+{
+    return engine->model;
+}
+
+bool engine_reset_cache(struct engine *engine)
+{
+    pthread_mutex_lock(&engine->lock);
+    int64_t before = engine->reset_count;
+    engine->mailbox.reset_wanted = true;
+    pthread_cond_signal(&engine->letter);
+    while (engine->reset_count == before && !engine->ended)
+        pthread_cond_wait(&engine->answer, &engine->lock);
+    bool done = engine->reset_count != before && engine->reset_result;
+    pthread_mutex_unlock(&engine->lock);
+    return done;
+}
+
+int64_t engine_load(struct engine *engine)
+{
+    return atomic_load(&engine->load);
+}
