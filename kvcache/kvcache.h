@@ -30,9 +30,17 @@ enum { KVCACHE_GROUP_MAX = 2 };
 struct kv_table {
     int32_t *block[KVCACHE_GROUP_MAX]; /* [block_max] */
     int32_t block_max;
-    int32_t block_count;               /* entries in use, the same in every group */
-    int32_t published_count;           /* leading blocks that are published */
-    int64_t parent;                    /* identity of the last published block, or the root */
+    int32_t block_count;     /* entries in use, the same in every group */
+    int32_t published_count; /* leading blocks that are published */
+    int64_t parent;          /* identity of the last published block, or the root */
+    bool retired;            /* kvcache_retire: will be released, and nothing else */
+};
+
+/* What kvcache_match would find. */
+struct kv_peek {
+    int32_t token_count;  /* found, whole blocks */
+    int32_t cached_count; /* blocks of it that nobody pins: kvcache_available falls by these */
+    int64_t parent;       /* identity of the last block found, or the root */
 };
 
 /* A copy of a whole block. KV_COPY is done before its step; KV_OUT and KV_IN, to and from host
@@ -54,35 +62,45 @@ struct kvcache_stats {
     int32_t free_count;   /* neither pinned nor matchable */
     int32_t cached_count; /* matchable, unpinned: as good as free */
     int32_t pinned_count;
-    int64_t query_tokens; /* asked of kvcache_match, since creation */
-    int64_t hit_tokens;   /* found by it */
-    int64_t evict_count;  /* cached blocks taken back */
+    int32_t pending_count; /* of the pinned: free or cached once all retired tables are released */
+    int64_t query_tokens;  /* asked of kvcache_match, since creation */
+    int64_t hit_tokens;    /* found by it */
+    int64_t evict_count;   /* cached blocks taken back */
 };
 
 struct kvcache *kvcache_create(const struct kvcache_config *config); /* NULL: out of memory */
 void kvcache_destroy(struct kvcache *kv);
 
 /* A root: the identity that the first block's parent has. Equal (salt, adapter) give equal
- * roots; kvcache_root_unique gives one that nothing else ever matches (cache off). */
+ * roots (a pair long unused may get a new one, which costs hits and nothing else);
+ * kvcache_root_unique gives one that nothing else ever matches (cache off). */
 int64_t kvcache_root(struct kvcache *kv, uint64_t salt, uint64_t adapter);
 int64_t kvcache_root_unique(struct kvcache *kv);
 
+/* Makes `table` an empty one under `root`, for blocks that are not matched. */
+void kvcache_table_init(struct kv_table *table, int64_t root);
 /* Fills an empty table with the longest cached prefix in whole blocks, always fewer than
  * token_count tokens, and pins it. Returns the tokens found. */
 int32_t kvcache_match(struct kvcache *kv, struct kv_table *table, const int32_t *token,
                       int32_t token_count, int64_t root);
-/* The same count, without pinning anything. */
-int32_t kvcache_peek(struct kvcache *kv, const int32_t *token, int32_t token_count, int64_t root);
+/* What that would find; changes nothing and counts nothing. */
+struct kv_peek kvcache_peek(const struct kvcache *kv, const int32_t *token, int32_t token_count,
+                            int64_t root);
 
 /* Room for token_count tokens, and every shared block from the one that holds position `written`
- * on replaced by a copy of its own (copy on write), added to `moves`. False: too few blocks. */
-bool kvcache_grow(struct kvcache *kv, struct kv_table *table, int32_t written,
-                  int32_t token_count, struct kv_moves *moves);
+ * on replaced by one of its own (copy on write); where it holds positions before `written`, a
+ * copy is added to `moves`: at most one a group. False: too few blocks. */
+bool kvcache_grow(struct kvcache *kv, struct kv_table *table, int32_t written, int32_t token_count,
+                  struct kv_moves *moves);
 /* Blocks that this kvcache_grow would take. */
-int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table,
-                          int32_t written, int32_t token_count);
+int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,
+                          int32_t token_count);
 /* Blocks that could be taken now: free and cached. */
 int32_t kvcache_available(const struct kvcache *kv);
+/* Blocks that only retired tables hold. */
+int32_t kvcache_pending(const struct kvcache *kv);
+/* How many tables hold this block. */
+int32_t kvcache_holders(const struct kvcache *kv, int32_t block);
 
 /* `child`, an empty table, pins every block of `parent`. */
 void kvcache_fork(struct kvcache *kv, const struct kv_table *parent, struct kv_table *child);
@@ -94,14 +112,17 @@ void kvcache_publish(struct kvcache *kv, struct kv_table *table, const int32_t *
                      int32_t token_count);
 
 /* Frees what lies wholly before first_token in one group (behind a window). */
-void kvcache_slide(struct kvcache *kv, struct kv_table *table, int32_t group,
-                   int32_t first_token);
+void kvcache_slide(struct kvcache *kv, struct kv_table *table, int32_t group, int32_t first_token);
+
+/* This table will be released as soon as no plan names its blocks: it takes part in nothing but
+ * kvcache_publish and kvcache_release any more, and its blocks count as pending. */
+void kvcache_retire(struct kvcache *kv, struct kv_table *table);
 
 /* Unpins all and empties the table. Last block first: a block whose parent is gone can never be
  * matched, so it should go sooner. */
 void kvcache_release(struct kvcache *kv, struct kv_table *table);
 
-/* Forgets all cached blocks; true unless a block is pinned. */
+/* Forgets all cached blocks and is true, unless a block is pinned. */
 bool kvcache_reset(struct kvcache *kv);
 
 struct kvcache_stats kvcache_stats(const struct kvcache *kv);
