@@ -18,10 +18,10 @@
 /* Kinds, and the member's type:
  *   STRING  const char *, "" when not given      LIST, SECRETS  struct config_list
  *   INT     int32_t                              BIG     int64_t
- *   LENGTH  int32_t tokens; "32k" is 32,768; "auto" and -1 are 0
- *   BYTES   int64_t; K, M, G and T are powers of 1,024
+ *   LENGTH  int32_t tokens; "auto" and -1 are 0  BYTES   int64_t
  *   REAL    double                               BOOL    bool (--x, --no-x)
  *   CHOICE  int32_t, the index among `choices`
+ * Whole numbers take vLLM's suffixes: k, m, g, t are powers of 1,000 and K, M, G, T of 1,024.
  * The member is vLLM's flag in snake_case wherever the meaning is vLLM's. Defaults are written as
  * a user would write them and go through the same parser. Where 0 means "chosen from the device",
  * config_resolve puts in what was chosen.
@@ -162,6 +162,7 @@ struct config {
         enum config_source source;
         int32_t line; /* of the file */
     } origin[CONFIG_OPTION_COUNT];
+    char warning[256];        /* one line that an operator should see, or "" */
     struct config_text *text; /* what the strings above point into */
 };
 
