@@ -118,7 +118,8 @@ struct step_result {
     int32_t *token;     /* [sample_max] drawn token, or the scored one */
     float *logprob;     /* [sample_max] of `token`, from the raw logits; 0 where not asked for */
     int32_t *rank;      /* [sample_max] how many tokens are likelier than `token`; 0 is best */
-    int32_t *top_token; /* [sample_max, SAMPLING_TOP_MAX] likeliest first; -1 where fewer */
+    int32_t *top_token; /* [sample_max, SAMPLING_TOP_MAX] likeliest first, ties to the lowest id;
+                           -1 from top_count on, and where no more has a probability */
     float *top_logprob; /* [sample_max, SAMPLING_TOP_MAX] */
 };
 
