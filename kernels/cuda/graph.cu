@@ -1,0 +1,86 @@
+/* Captured steps, by key. What is recorded reads the step's data and the slots' state at fixed
+ * addresses, so a graph may be launched for any later step of its padded size.
+ *
+ * Capture is relaxed: only this thread uses the stream, and another device's thread may allocate
+ * while this one records. A capture that fails is a refusal, not a fault: nothing has run, and
+ * the same ops can be called again without one.
+ */
+#include "kernels/cuda/device.cuh"
+
+#include <assert.h>
+#include <stdlib.h>
+
+static struct captured *graph_find(struct device *device, int64_t key)
+{
+    for (int32_t i = 0; i < device->graph_count; i++)
+        if (device->graph[i].key == key)
+            return &device->graph[i];
+    return NULL;
+}
+
+/* The entry of `key`, made where there is none; NULL when there is no memory. */
+static struct captured *graph_entry(struct device *device, int64_t key)
+{
+    struct captured *entry = graph_find(device, key);
+    if (entry != NULL)
+        return entry;
+    if (device->graph_count == device->graph_max) {
+        int32_t max = device->graph_max == 0 ? 64 : 2 * device->graph_max;
+        void *grown = realloc(device->graph, (size_t)max * sizeof(struct captured));
+        if (grown == NULL)
+            return NULL;
+        device->graph = (struct captured *)grown;
+        device->graph_max = max;
+    }
+    entry = &device->graph[device->graph_count++];
+    entry->key = key;
+    entry->exec = NULL;
+    return entry;
+}
+
+/* True when it succeeded; a refusal leaves no error behind for the next launch to find. */
+static bool done(cudaError_t error)
+{
+    if (error != cudaSuccess)
+        (void)cudaGetLastError();
+    return error == cudaSuccess;
+}
+
+void cuda_graph_close(struct device *device)
+{
+    for (int32_t i = 0; i < device->graph_count; i++)
+        if (device->graph[i].exec != NULL)
+            (void)cudaGraphExecDestroy(device->graph[i].exec);
+    free(device->graph);
+}
+
+bool cuda_graph_begin(struct device *device, int64_t key)
+{
+    (void)key;
+    return done(cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeRelaxed));
+}
+
+bool cuda_graph_end(struct device *device, int64_t key)
+{
+    cudaGraph_t graph = NULL;
+    cudaGraphExec_t exec = NULL;
+    struct captured *entry = graph_entry(device, key);
+    bool good = done(cudaStreamEndCapture(device->stream, &graph)) && entry != NULL;
+    good = good && done(cudaGraphInstantiate(&exec, graph, 0));
+    if (graph != NULL)
+        (void)cudaGraphDestroy(graph);
+    if (!good)
+        return false;
+    if (entry->exec != NULL)
+        (void)cudaGraphExecDestroy(entry->exec);
+    entry->exec = exec;
+    return true;
+}
+
+bool cuda_graph_launch(struct device *device, int64_t key)
+{
+    struct captured *entry = graph_find(device, key);
+    if (entry == NULL || entry->exec == NULL)
+        return false;
+    return cuda_check(device, cudaGraphLaunch(entry->exec, device->stream));
+}
