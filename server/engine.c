@@ -10,6 +10,7 @@
 #include "server/log.h"
 #include "server/metrics.h"
 #include "server/notifier.h"
+#include "server/stop_match.h"
 #include "server/stream_private.h"
 #include "server/text.h"
 
@@ -92,11 +93,43 @@ void job_free(struct job *job)
     free(job->text);
     free(job->token);
     free(job->score);
+    free(job->score_top);
+    stop_set_free(job->stop_set);
     stream_release(job->stream);
     free(job);
 }
 
 /* ---- what the text threads call ---- */
+
+static const struct stream_error shutting_down = {
+    .status = 503,
+    .type = "service_unavailable_error",
+    .code = "shutting_down",
+    .message = "The server is shutting down.",
+};
+
+static const struct stream_error engine_dead = {
+    .status = 503,
+    .type = "service_unavailable_error",
+    .code = "engine_dead",
+    .message = "A device was lost; the server is stopping.",
+};
+
+static void take_ended(void *context, struct job *job);
+
+/* Jobs that were tokenised after the engine thread had ended. */
+static void fail_late(struct engine *engine, struct job *jobs)
+{
+    while (jobs != NULL) {
+        struct job *next = jobs->next;
+        struct stream *stream = jobs->stream;
+        stream_fail(stream, atomic_load(&engine->alive) ? &shutting_down : &engine_dead);
+        stream_hold(stream);
+        notifier_wake(engine->notifier, &stream, 1);
+        take_ended(engine, jobs);
+        jobs = next;
+    }
+}
 
 static void take_tokenised(void *context, struct job *jobs)
 {
@@ -106,13 +139,18 @@ static void take_tokenised(void *context, struct job *jobs)
     while (final->next != NULL)
         final = final->next;
     pthread_mutex_lock(&engine->lock);
-    if (engine->mailbox.job == NULL)
-        engine->mailbox.job = jobs;
-    else
-        engine->mailbox.job_final->next = jobs;
-    engine->mailbox.job_final = final;
-    pthread_cond_signal(&engine->letter);
+    bool late = engine->ended;
+    if (!late) {
+        if (engine->mailbox.job == NULL)
+            engine->mailbox.job = jobs;
+        else
+            engine->mailbox.job_final->next = jobs;
+        engine->mailbox.job_final = final;
+        pthread_cond_signal(&engine->letter);
+    }
     pthread_mutex_unlock(&engine->lock);
+    if (late)
+        fail_late(engine, jobs);
 }
 
 static void take_stop(void *context, int32_t seq, int64_t serial)
@@ -198,36 +236,18 @@ static void read_letters(struct engine *engine, struct mailbox *box)
     }
 }
 
-/* No more jobs are taken, and those in the mailbox end with an error. */
-static void close_mailbox(struct engine *engine, const struct stream_error *error)
+/* From now on no job is taken, and those in the mailbox end with an error. */
+static void close_mailbox(struct engine *engine)
 {
     pthread_mutex_lock(&engine->lock);
     engine->taking = false;
+    engine->ended = true;
     struct job *job = engine->mailbox.job;
     engine->mailbox.job = NULL;
+    pthread_cond_broadcast(&engine->answer);
     pthread_mutex_unlock(&engine->lock);
-    while (job != NULL) {
-        struct job *next = job->next;
-        job->next = NULL;
-        stream_fail(job->stream, error);
-        text_drop(engine->text, job);
-        job = next;
-    }
+    fail_late(engine, job);
 }
-
-static const struct stream_error shutting_down = {
-    .status = 503,
-    .type = "service_unavailable_error",
-    .code = "shutting_down",
-    .message = "The server is shutting down.",
-};
-
-static const struct stream_error engine_dead = {
-    .status = 503,
-    .type = "service_unavailable_error",
-    .code = "engine_dead",
-    .message = "A device was lost; the server is stopping.",
-};
 
 static void *run(void *context)
 {
@@ -252,11 +272,7 @@ static void *run(void *context)
     }
     if (state == TURN_LOST)
         atomic_store(&engine->alive, false);
-    close_mailbox(engine, state == TURN_LOST ? &engine_dead : &shutting_down);
-    pthread_mutex_lock(&engine->lock);
-    engine->ended = true;
-    pthread_cond_broadcast(&engine->answer);
-    pthread_mutex_unlock(&engine->lock);
+    close_mailbox(engine);
     return NULL;
 }
 
@@ -387,8 +403,11 @@ int engine_submit(struct engine *engine, struct job *jobs)
     }
     metrics_set(METRIC_LOAD, (double)(atomic_fetch_add(&engine->load, job_count) + job_count));
     stream_set_cancel(jobs->stream, cancel_hook, engine);
-    text_submit(engine->text, jobs);
-    return 0;
+    if (text_submit(engine->text, jobs))
+        return 0;
+    atomic_fetch_sub(&engine->sequences, seq_count);
+    atomic_fetch_sub(&engine->load, job_count);
+    return -EAGAIN;
 }
 
 void engine_cancel(struct engine *engine, struct stream *stream)

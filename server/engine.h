@@ -16,8 +16,16 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct engine; /* opaque */
-struct config; /* server/config.h */
+struct engine;   /* opaque */
+struct config;   /* server/config.h */
+struct stop_set; /* server/stop_match.h */
+
+/* What the model says of a prompt's token, given those before it. */
+struct token_score {
+    bool known;
+    float logprob;
+    int32_t top_count;
+};
 
 /* One prompt and its n answers. Filled by a handler, tokenised by a text thread, owned by the
  * engine from engine_submit = 0 until it ends. */
@@ -55,7 +63,9 @@ struct job {
     atomic_int open_count; /* siblings that have not ended */
     int32_t text_thread;
     int32_t cached_count; /* prompt tokens found in the cache, set at the first row; -1 before */
-    struct token_score *score; /* [token_count] the prompt's, with score_prompt */
+    struct stop_set *stop_set;   /* of the stop strings, or NULL */
+    struct token_score *score;   /* [token_count] the prompt's, with score_prompt */
+    struct token_top *score_top; /* [token_count, sampling.top_count] */
 };
 
 struct job *job_create(void);   /* with defaults; NULL: out of memory */

@@ -207,6 +207,7 @@ void turn_add(struct turn *turn, struct job *job, int64_t now_us)
         refuse(job, 400, "context_length_exceeded",
                "The prompt and the tokens asked for do not fit into the KV cache of this server.");
     if (rc < 0) {
+        turn_cancel_stream(turn, job->stream); /* a response runs as a whole or not at all */
         text_drop(turn->text, job);
         return;
     }

@@ -54,11 +54,13 @@ struct text *text_start(struct model *model, int32_t thread_count, const struct 
 /* Finishes what lies in the inboxes, then joins; NULL is fine. */
 void text_stop(struct text *text);
 
-/* Tokenises, checks the context, submits. Takes the jobs. Any thread. */
-void text_submit(struct text *text, struct job *jobs);
+/* Tokenises, checks the context, submits. Takes the jobs; false: out of memory, not taken. Any
+ * thread. */
+bool text_submit(struct text *text, struct job *jobs);
 /* Appends a copy of the batch to the inbox of thread `index`. The engine's thread. */
 void text_append(struct text *text, int32_t index, const struct text_batch *batch);
 int32_t text_thread_count(const struct text *text);
+const struct tokenizer *text_tokenizer(const struct text *text); /* NULL: there is none */
 /* A job that the scheduler refused; one sibling of a job that got no answer. Takes it. */
 void text_drop(struct text *text, struct job *job);
 void text_drop_one(struct text *text, struct job *job);
