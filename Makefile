@@ -119,3 +119,113 @@ $(E2E): $(OUT)/%: $(OUT)/%.c.o $(FAKE) $(foreach room,$(NEEDS_server),$(call lib
 .PHONY: build run deps help
 build: $(OUT)/quire ## the daemon, build/release/quire; CUDA when nvcc is there, else the CPU alone
 	@ln -sf release/quire build/quire
+
+MODEL_NAME := gemma-3-270m-q4_k_m.gguf
+MODEL_FILE := build/models/$(MODEL_NAME)
+MODEL_SHA256 := a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818
+MODEL ?= $(MODEL_FILE)
+ARGS ?=
+run: deps ## installs what is missing, builds, brings the embedded model once, serves it on port 8000
+	@$(MAKE) --no-print-directory build
+	@[ "$(MODEL)" != "$(MODEL_FILE)" ] || $(MAKE) --no-print-directory model
+	exec build/quire serve $(MODEL) --config configs/quire.yaml $(ARGS)
+
+.PHONY: model
+model: ## brings the embedded model, 241 MB, to build/models and checks it
+	@sh configs/model.sh $(MODEL_FILE) $(MODEL_SHA256)
+
+# What the build and `make model` need; installed by apt-get, and nothing is done when all is there.
+PACKAGES := gcc libc6-dev make git libmicrohttpd-dev libcjson-dev libyaml-dev libxxhash-dev \
+	curl ca-certificates unzip python3-pip
+PACKAGES_LINT := clang-format clang-tidy cppcheck
+PACKAGES_FUZZ := clang libclang-rt-14-dev
+missing = $(shell for p in $(1); do [ "$$(dpkg-query -W -f '$${db:Status-Status}' $$p 2>/dev/null)" = installed ] || echo $$p; done)
+define install
+	@missing="$(call missing,$(1))"; [ -z "$$missing" ] || { \
+	echo "installing with apt-get:$$(printf ' %s' $$missing)"; \
+	$(SUDO) apt-get update -qq && DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $$missing >/dev/null; }
+endef
+deps: ## installs the packages that are missing (apt-get; sudo when not root)
+	$(call install,$(PACKAGES))
+.PHONY: deps-lint deps-fuzz
+deps-lint: deps
+	$(call install,$(PACKAGES_LINT))
+deps-fuzz: deps
+	$(call install,$(PACKAGES_FUZZ))
+
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	/^[a-z][a-z-]*:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
+
+##@ Test
+.PHONY: test test-only asan tsan sim mutants fuzz lint release-check test-cuda test-cuda-memcheck
+SIM_SEEDS ?= 100
+SEED ?= 1
+TESTS := $(UNIT) $(OPS) $(GOLDEN) $(E2E)
+test: deps ## builds and passes all tests; ends with "N passed, N failed"
+	@$(MAKE) --no-print-directory -k build test-only
+
+test-only: $(TESTS) $(SIM)
+	@sh tests/run.sh $(OUT) $(SIM_SEEDS) $(TESTS) $(SIM)
+
+asan: deps ## the tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory MODE=asan test-only
+tsan: deps ## the tests under ThreadSanitizer
+	@$(MAKE) --no-print-directory MODE=tsan test-only
+
+SEEDS ?= 10000
+sim: $(OUT)/tests/sim/sim_scheduler ## long simulation: make sim SEED=1 SEEDS=100000
+	$< $(SEED) $(SEEDS)
+mutants: ## plants bugs one at a time; the simulation must catch each
+	@sh tests/mutants.sh
+
+FUZZ_S ?= 60
+FUZZ_OUT := build/fuzz
+fuzz: deps-fuzz ## each fuzzer for FUZZ_S seconds
+	@$(MAKE) --no-print-directory MODE=fuzz fuzz-only
+.PHONY: fuzz-only
+fuzz-only: $(FUZZ)
+	@for f in $(FUZZ); do n=$$(basename $$f); mkdir -p build/fuzz/corpus/$$n; echo "== $$n"; \
+	seeds=tests/fuzz/corpus/$$n; [ -d $$seeds ] || seeds=; \
+	$$f -max_total_time=$(FUZZ_S) -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 build/fuzz/corpus/$$n $$seeds \
+	>build/fuzz/$$n.log 2>&1 || { tail -30 build/fuzz/$$n.log; exit 1; }; grep stat::number_of_executed build/fuzz/$$n.log; done
+$(FUZZ): build/fuzz/%: build/fuzz/%.c.o $(foreach room,$(NEEDS_server),build/fuzz/lib$(room).a)
+	$(QUIET)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $< $(wildcard build/fuzz/tests/gguf_writer.c.o) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
+
+lint: deps-lint ## format, include direction, sizes, clang-tidy, cppcheck, docs made from tables
+	@sh tests/lint/lint.sh
+release-check: ## everything: tests, sanitizers, lint, simulation, mutants, fuzzers
+	@$(MAKE) --no-print-directory test && $(MAKE) --no-print-directory asan && $(MAKE) --no-print-directory tsan
+	@$(MAKE) --no-print-directory lint && $(MAKE) --no-print-directory sim SEEDS=20000 && $(MAKE) --no-print-directory mutants
+	@$(MAKE) --no-print-directory fuzz
+
+test-cuda: $(OPS) $(GOLDEN) ## the ops and a small model on the GPU of this machine
+	@for t in $(OPS); do $$t --backend cuda || exit 1; done
+test-cuda-memcheck: $(OPS) ## the same under compute-sanitizer
+	@for tool in memcheck racecheck synccheck; do for t in $(OPS); do \
+	compute-sanitizer --error-exitcode 1 --tool $$tool $$t --backend cuda || exit 1; done; done
+
+##@ Measure and ship
+.PHONY: bench bench-cuda bundle docs format clean compile_commands.json
+BENCH := $(patsubst %.c,$(OUT)/%,$(wildcard tests/bench/bench_*.c))
+$(BENCH): $(OUT)/%: $(OUT)/%.c.o $(REFERENCE) $(foreach room,$(NEEDS_server),$(call library,$(room)))
+	$(QUIET)$(link)
+bench: build $(BENCH) ## kernels and engine on the CPU; JSON lines to build/bench.jsonl
+	@rm -f build/bench.jsonl; for b in $(BENCH); do $$b | tee -a build/bench.jsonl; done
+	@build/quire bench $(MODEL) $(ARGS) | tee -a build/bench.jsonl
+bench-cuda: build ## the engine on the GPU; JSON lines to build/bench.jsonl
+	@build/quire bench $(MODEL) --device cuda $(ARGS) | tee -a build/bench.jsonl
+bundle: build ## the daemon with its shared libraries beside it, for a machine without them
+	@rm -rf build/bundle && mkdir -p build/bundle/lib
+	@$(CC) $(LDFLAGS) -o build/bundle/quire $(OUT)/server/main.c.o -Wl,--start-group $(foreach room,$(NEEDS_server),$(call library,$(room))) -Wl,--end-group \
+	-Wl,-rpath,'$$ORIGIN/lib' $(LDLIBS) $(CUDA_LIBS)
+	@ldd build/bundle/quire | awk '$$3 ~ /^\// && $$1 !~ /^lib(c|m|dl|rt|pthread)\.so/ {print $$3}' | xargs -r -I{} cp -L {} build/bundle/lib/
+	@du -sh build/bundle
+docs: build ## docs and configs that are made from the tables
+	@build/quire docs config >docs/config.md && build/quire docs api >docs/api.md && build/quire docs yaml >configs/quire.yaml
+format: ## clang-format on all sources
+	@git ls-files '*.c' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
+compile_commands.json: ## for clangd and clang-tidy
+	@$(MAKE) -Bn V=1 build CUDA=0 $(TESTS) $(SIM) | sh tests/lint/compile_commands.sh >$@
+clean: ## removes what was built; the model stays
+	@find build -mindepth 1 -maxdepth 1 ! -name models -exec rm -rf {} + 2>/dev/null || true
