@@ -21,37 +21,37 @@ enum model_device { MODEL_DEVICE_AUTO, MODEL_DEVICE_CPU, MODEL_DEVICE_CUDA };
 struct model_options {
     const char *path; /* a .gguf file (first of a split file), later a folder of safetensors */
     enum model_device device;
-    int32_t thread_count;    /* CPU backend; 0: one a core */
-    int32_t context_max;     /* tokens; 0: the model's own, or what fits */
+    int32_t thread_count; /* CPU backend; 0: one a core */
+    int32_t context_max;  /* tokens; 0: the model's own, or what fits */
     int32_t slot_max;
     int32_t token_max;
     int32_t sample_max;
     int32_t block_tokens;
-    int32_t block_count;     /* 0: computed from the memory below */
-    double memory_share;     /* of the device's memory (CPU: of the free memory) in use at most */
-    int64_t kv_bytes;        /* 0: computed from memory_share; else exactly this */
+    int32_t block_count; /* 0: computed from the memory below */
+    double memory_share; /* of the device's memory (CPU: of the free memory) in use at most */
+    int64_t kv_bytes;    /* 0: computed from memory_share; else exactly this */
     /* Called from the opening thread while it loads: share 0 to 1, and what is done. */
     void (*progress)(void *context, double share, const char *what);
     void *progress_context;
 };
 
 struct model_info {
-    char name[128];         /* general.name, or the file's */
+    char name[128]; /* general.name, or the file's */
     char architecture[64];
-    char format[64];        /* what most of its weights are: "Q5_0" */
+    char format[64]; /* what most of its weights are: "Q5_0" */
     char device[128];
     int64_t parameter_count;
     int64_t file_bytes;
-    int64_t weight_bytes;   /* as packed on the device */
-    int64_t kv_bytes;       /* of all blocks */
+    int64_t weight_bytes; /* as packed on the device */
+    int64_t kv_bytes;     /* of all blocks */
     int64_t workspace_bytes;
     int32_t layer_count;
     int32_t vocab_count;
-    int32_t context_max;    /* in force */
-    int32_t context_model;  /* what the file says */
+    int32_t context_max;   /* in force */
+    int32_t context_model; /* what the file says */
     int32_t block_count;
     int32_t block_tokens;
-    int32_t end_count;      /* tokens that end a sequence */
+    int32_t end_count; /* tokens that end a sequence */
     int32_t end_token[16];
 };
 

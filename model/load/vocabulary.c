@@ -1,0 +1,181 @@
+/* The tokenizer of a GGUF: its `tokenizer.ggml.` keys to the arrays that model/text takes. */
+#include "model/load/gguf.h"
+#include "model/load/source_private.h"
+#include "model/text/spm.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct gguf_value *find(const struct source *source, const char *key)
+{
+    char whole[128];
+
+    snprintf(whole, sizeof(whole), "tokenizer.ggml.%s", key);
+    return gguf_find(source->gguf, whole);
+}
+
+static bool text_is(struct gguf_string string, const char *text)
+{
+    return string.count == strlen(text) && memcmp(string.byte, text, string.count) == 0;
+}
+
+int64_t source_token_count(const struct source *source)
+{
+    const struct gguf_value *tokens = find(source, "tokens");
+
+    return tokens == NULL || !tokens->array ? 0 : tokens->count;
+}
+
+/* An id, `fallback` when the key is not there; whether it lies in the vocabulary is checked by
+ * the tokenizer. */
+static int32_t token_id(struct source *source, const char *key, int32_t fallback)
+{
+    const struct gguf_value *value = find(source, key);
+    int64_t id;
+
+    if (value == NULL)
+        return fallback;
+    if (gguf_int(value, 0, &id) && id >= -1 && id < SPM_TOKEN_MAX)
+        return (int32_t)id;
+    /* Some files write "none" as the greatest u32. */
+    if (gguf_int(value, 0, &id) && id == UINT32_MAX)
+        return -1;
+    source_refuse(source, -EINVAL, "key tokenizer.ggml.%s is no token id", key);
+    return fallback;
+}
+
+static bool truth(struct source *source, const char *key, bool fallback)
+{
+    const struct gguf_value *value = find(source, key);
+    bool found;
+
+    if (value == NULL)
+        return fallback;
+    if (gguf_truth(value, 0, &found))
+        return found;
+    source_refuse(source, -EINVAL, "key tokenizer.ggml.%s is no bool", key);
+    return fallback;
+}
+
+/* The array of `type` that has `count` elements; NULL where it is not there. */
+static const struct gguf_value *array_of(struct source *source, const char *key,
+                                         enum gguf_type type, int64_t count)
+{
+    const struct gguf_value *value = find(source, key);
+
+    if (value == NULL)
+        return NULL;
+    if (value->array && value->type == type && value->count == count)
+        return value;
+    source_refuse(source, -EINVAL,
+                  "key tokenizer.ggml.%s is not a list of %" PRId64 " elements of the right type",
+                  key, count);
+    return NULL;
+}
+
+struct arrays {
+    const char **spelling;
+    size_t *spelling_bytes;
+    float *score;
+    int32_t *type;
+};
+
+static void free_arrays(struct arrays *arrays)
+{
+    free(arrays->spelling);
+    free(arrays->spelling_bytes);
+    free(arrays->score);
+    free(arrays->type);
+}
+
+/* Copies what the file holds unaligned. False: no memory, or a refusal. */
+static bool fill(struct source *source, struct arrays *arrays, size_t count)
+{
+    const struct gguf_value *tokens = array_of(source, "tokens", GGUF_STRING, (int64_t)count);
+    const struct gguf_value *scores = array_of(source, "scores", GGUF_F32, (int64_t)count);
+    const struct gguf_value *types = array_of(source, "token_type", GGUF_I32, (int64_t)count);
+    const unsigned char *cursor;
+
+    if (scores == NULL)
+        source_refuse(source, -EINVAL, "key tokenizer.ggml.scores is missing");
+    if (source_status(source) != 0)
+        return false;
+    arrays->spelling = malloc(count * sizeof(*arrays->spelling));
+    arrays->spelling_bytes = malloc(count * sizeof(*arrays->spelling_bytes));
+    arrays->score = malloc(count * sizeof(*arrays->score));
+    arrays->type = types == NULL ? NULL : malloc(count * sizeof(*arrays->type));
+    if (arrays->spelling == NULL || arrays->spelling_bytes == NULL || arrays->score == NULL ||
+        (types != NULL && arrays->type == NULL)) {
+        source_refuse(source, -ENOMEM, "no memory for %zu tokens", count);
+        return false;
+    }
+    cursor = tokens->data;
+    for (size_t i = 0; i < count; i++) {
+        struct gguf_string string = gguf_next(&cursor);
+
+        arrays->spelling[i] = string.byte;
+        arrays->spelling_bytes[i] = string.count;
+    }
+    memcpy(arrays->score, scores->data, count * sizeof(*arrays->score));
+    if (types != NULL)
+        memcpy(arrays->type, types->data, count * sizeof(*arrays->type));
+    return true;
+}
+
+static struct tokenizer *create(struct source *source, const struct arrays *arrays, int32_t count)
+{
+    struct spm_vocabulary vocabulary = {
+        .token_count = count,
+        .spelling = arrays->spelling,
+        .spelling_bytes = arrays->spelling_bytes,
+        .score = arrays->score,
+        .type = arrays->type,
+        .bos = token_id(source, "bos_token_id", 1),
+        .eos = token_id(source, "eos_token_id", 2),
+        .unknown = token_id(source, "unknown_token_id", 0),
+        .eot = token_id(source, "eot_token_id", -1),
+        .eom = token_id(source, "eom_token_id", -1),
+        .add_bos = truth(source, "add_bos_token", true),
+        .add_eos = truth(source, "add_eos_token", false),
+        .add_space_prefix = truth(source, "add_space_prefix", true),
+    };
+    char detail[256];
+    struct tokenizer *tokenizer;
+
+    if (source_status(source) != 0)
+        return NULL;
+    tokenizer = tokenizer_create_spm(&vocabulary, detail, sizeof(detail));
+    if (tokenizer == NULL)
+        source_refuse(source, -EINVAL, "%s", detail);
+    return tokenizer;
+}
+
+struct tokenizer *source_tokenizer(struct source *source)
+{
+    struct gguf_string kind = gguf_text(find(source, "model"));
+    int64_t count = source_token_count(source);
+    struct arrays arrays = {0};
+    struct tokenizer *tokenizer = NULL;
+    char name[64];
+
+    if (kind.count == 0 || text_is(kind, "none") || text_is(kind, "no_vocab"))
+        return NULL;
+    if (!text_is(kind, "llama")) {
+        source_refuse(source, -ENOTSUP, "tokenizer.ggml.model is %s; supported is llama",
+                      gguf_printable(kind, name, sizeof(name)));
+        return NULL;
+    }
+    if (count < 1 || count > SPM_TOKEN_MAX) {
+        source_refuse(source, -EINVAL,
+                      "tokenizer.ggml.tokens has %" PRId64 " elements, not from 1 to %d", count,
+                      SPM_TOKEN_MAX);
+        return NULL;
+    }
+    if (fill(source, &arrays, (size_t)count))
+        tokenizer = create(source, &arrays, (int32_t)count);
+    free_arrays(&arrays);
+    return tokenizer;
+}
