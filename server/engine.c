@@ -46,6 +46,8 @@ struct engine {
     struct notifier *notifier;
     pthread_t thread;
     bool started;
+    void (*lost)(void *context); /* or NULL */
+    void *lost_context;
 
     atomic_bool alive;
     atomic_llong load;      /* jobs accepted and not ended */
@@ -273,6 +275,8 @@ static void *run(void *context)
     if (state == TURN_LOST)
         atomic_store(&engine->alive, false);
     close_mailbox(engine);
+    if (state == TURN_LOST && engine->lost != NULL)
+        engine->lost(engine->lost_context);
     return NULL;
 }
 
@@ -302,6 +306,13 @@ int engine_create(struct engine **created, struct model *model, const struct con
     }
     *created = engine;
     return 0;
+}
+
+void engine_on_lost(struct engine *engine, void (*lost)(void *context), void *context)
+{
+    assert(!engine->started);
+    engine->lost = lost;
+    engine->lost_context = context;
 }
 
 int engine_start(struct engine *engine)

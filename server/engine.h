@@ -73,6 +73,8 @@ void job_free(struct job *job); /* drops its hold of the stream */
 
 int engine_create(struct engine **engine, struct model *model, const struct config *config,
                   char *error, size_t error_bytes);
+/* What the engine thread calls once a device is lost and all streams were ended. Before start. */
+void engine_on_lost(struct engine *engine, void (*lost)(void *context), void *context);
 int engine_start(struct engine *engine); /* the threads: engine, text, notifier */
 /* Stops: no more jobs are taken; running ones may go on for grace_us, then end with an error.
  * Joins all threads. */
