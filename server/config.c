@@ -275,6 +275,7 @@ void config_resolve(struct config *config, bool gpu)
         seqs = config->max_num_batched_tokens;
     if (config->max_num_seqs > tokens)
         tokens = config->max_num_seqs;
+    resolve(config, CONFIG_device, gpu ? CONFIG_DEVICE_CUDA : CONFIG_DEVICE_CPU);
     resolve(config, CONFIG_max_num_seqs, seqs);
     resolve(config, CONFIG_max_num_batched_tokens, tokens);
 }

@@ -177,7 +177,8 @@ int config_defaults(struct config *config, enum config_command command);
  * does for --config: 0 or -EBADMSG and one line. */
 int config_read_yaml(struct config *config, const char *name, const char *text, size_t text_bytes,
                      char *error, size_t error_bytes);
-/* Puts in what 0 left to the device: a GPU or a CPU. */
+/* Puts in what 0 and auto left to the device, which is a GPU or a CPU: afterwards `device` is
+ * never auto, and max_num_seqs and max_num_batched_tokens are above 0. */
 void config_resolve(struct config *config, bool gpu);
 void config_release(struct config *config);
 
