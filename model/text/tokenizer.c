@@ -297,7 +297,9 @@ int64_t tokenizer_encode(const struct tokenizer *tokenizer, const char *text, si
     bool eos = add && tokenizer->add_eos && tokenizer->eos >= 0;
 
     *token = NULL;
-    if ((bos && !token_list_add(&list, tokenizer->bos)) ||
+    list.token = malloc(sizeof(int32_t)); /* so that no tokens are an array too */
+    list.max = 1;
+    if (list.token == NULL || (bos && !token_list_add(&list, tokenizer->bos)) ||
         !encode_text(tokenizer, text, text_bytes, control, &list) ||
         (eos && !token_list_add(&list, tokenizer->eos))) {
         free(list.token);
@@ -343,7 +345,8 @@ size_t tokenizer_bytes(const struct tokenizer *tokenizer, int32_t token, char *b
 
     if (count == 0)
         return 0;
-    if (!is_special(tokenizer->token_kind[token]))
+    enum token_kind kind = tokenizer->token_kind[token];
+    if (kind != TOKEN_CONTROL && kind != TOKEN_UNKNOWN)
         return tokenizer->kind->bytes(tokenizer, token, bytes, max);
     if (max > 0)
         memcpy(bytes, spelling, count < max ? count : max);

@@ -1,8 +1,8 @@
 /* Text to tokens and tokens to bytes.
  *
  * A tokenizer is immutable once made; all functions are thread-safe and allocate only their
- * result. Text is UTF-8; ill-formed bytes are taken as they are where the kind allows it and as
- * U+FFFD where not, and never fail. Work is O(n log n) in the text's bytes.
+ * result. Text is UTF-8; ill-formed bytes become their byte tokens, or the unknown token where
+ * there are none, and never fail. Work is O(n log n) in the text's bytes.
  */
 #ifndef MODEL_TEXT_TOKENIZER_H
 #define MODEL_TEXT_TOKENIZER_H
@@ -27,7 +27,8 @@ enum tokenizer_flags {
     TOKENIZER_PARSE_SPECIAL = 2, /* special tokens written in the text become those tokens */
 };
 
-/* Tokens of `text`: their count and, in *token, an array that the caller frees; or -ENOMEM. */
+/* Tokens of `text`: their count and, in *token, an array that the caller frees (never NULL, even
+ * for none); or -ENOMEM and NULL. */
 int64_t tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
                          unsigned flags, int32_t **token);
 

@@ -21,7 +21,8 @@ struct tokenizer_kind {
      * False: out of memory. */
     bool (*encode)(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
                    struct token_list *list);
-    /* As tokenizer_bytes, for a token that is neither control nor beyond the vocabulary. */
+    /* As tokenizer_bytes, for a token that is neither control, unknown nor beyond the
+     * vocabulary. */
     size_t (*bytes)(const struct tokenizer *tokenizer, int32_t token, char *bytes, size_t max);
     void (*release)(struct tokenizer *tokenizer); /* what the kind took, not the struct */
 };
