@@ -63,6 +63,7 @@ struct engine *exchange_engine(struct exchange *exchange);
 const struct config *exchange_config(struct exchange *exchange);
 enum api_state { API_LOADING, API_READY, API_DRAINING, API_DEAD };
 enum api_state exchange_state(struct exchange *exchange);
+int64_t exchange_load(struct exchange *exchange); /* requests in flight in the engine */
 
 /* The reply. `body` is taken: it is empty afterwards. */
 void exchange_reply(struct exchange *exchange, int32_t status, const char *media_type,
@@ -94,12 +95,27 @@ struct output {
     void *context;
 };
 
-/* The waiter to create a stream with. */
+/* The waiter to create a stream with: it parks and resumes this exchange's connection. */
 const struct stream_waiter *exchange_waiter(struct exchange *exchange);
 /* Submits the jobs (taken, whatever happens) and sends what becomes of them through `output`
  * (its context is taken too). The exchange takes over the caller's hold of the stream. */
 void exchange_run(struct exchange *exchange, struct stream *stream, struct job *jobs,
                   const struct output *output);
+
+/* api_models.c: the names that the model answers to; the first one is reported. */
+const char *api_model_name(const struct config *config, int32_t index); /* NULL: no more */
+/* Whether a request's "model" (no value, "" or null: ours) means the served one; else *error. */
+struct json_value; /* server/json_read.h */
+bool api_model_check(const struct config *config, const struct json_value *model,
+                     struct stream_error *error);
+/* The name to report for it: as asked for, else the first one. */
+const char *api_model_called(const struct config *config, const struct json_value *model);
+/* "quire-0.1.0-..." : the build, the model and what decides its numbers. */
+void api_fingerprint(struct engine *engine, char *text, size_t max);
+
+/* Tables of fields, for docs/api.md. */
+void api_completions_document(struct json *text);
+void api_tokens_document(struct json *text);
 
 /* Endpoints: one file each; routes.c has the table. */
 void api_completions(struct exchange *exchange);
