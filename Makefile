@@ -15,7 +15,7 @@ PILLAR_CFLAGS := -Wconversion -Wno-sign-conversion
 LDLIBS := -lmicrohttpd -lcjson -lyaml -lm -pthread
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Werror all-warnings --fmad=true \
 	-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 \
-	-gencode arch=compute_89,code=sm_89 -Xcompiler -Wall,-Wextra
+	-gencode arch=compute_89,code=sm_89 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-threadsafe-statics
 
 ifeq ($(MODE),asan)
 CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -65,7 +65,7 @@ $(foreach room,$(ROOMS),$(eval $(call ROOM,$(room))))
 
 ifeq ($(CUDA),1)
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
-CUDA_LIBS := -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/targets/x86_64-linux/lib -lcudart_static -lstdc++ -ldl -lrt
+CUDA_LIBS := -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/targets/x86_64-linux/lib -lcudart_static -ldl -lrt
 endif
 
 # ---- rules ----
