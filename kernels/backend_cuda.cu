@@ -140,6 +140,16 @@ static void cuda_close(struct device *device)
     free(device);
 }
 
+/* What the operator can act on: the runtime's own words hide a missing driver. */
+static const char *reason(cudaError_t error)
+{
+    int version = 0;
+    if (error == cudaErrorInsufficientDriver && cudaDriverGetVersion(&version) == cudaSuccess &&
+        version == 0)
+        return "there is no NVIDIA driver here";
+    return cudaGetErrorString(error);
+}
+
 /* Finds the GPU and makes its stream. */
 static cudaError_t find(struct device *device)
 {
@@ -176,7 +186,7 @@ static int cuda_open(struct device **opened, const struct device_options *option
     cudaError_t found = find(device);
     if (found != cudaSuccess) {
         (void)snprintf(error, error_bytes, "could not open GPU %d: %s", options->index,
-                       cudaGetErrorString(found));
+                       reason(found));
         cuda_close(device);
         return -ENODEV;
     }
