@@ -262,8 +262,10 @@ int32_t kvcache_holders(const struct kvcache *kv, int32_t block)
     return kv->block[block].ref_count;
 }
 
-int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,
-                          int32_t token_count)
+/* Entries that are missing, and those from `written` on that other tables hold too; retired
+ * holders count when `retired` is true. */
+static int32_t grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,
+                         int32_t token_count, bool retired)
 {
     int32_t want = ceil_shift(token_count, kv->token_shift);
     int32_t need = 0;
@@ -272,11 +274,26 @@ int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table
         need = (want - table->block_count) * kv->config.group_count;
     for (int32_t i = written >> kv->token_shift; i < table->block_count; i++) {
         for (int32_t g = 0; g < kv->config.group_count; g++) {
-            if (table->block[g][i] != BLOCK_NONE)
-                need += kv->block[table->block[g][i]].ref_count > 1;
+            if (table->block[g][i] == BLOCK_NONE)
+                continue;
+            const struct block *block = &kv->block[table->block[g][i]];
+            need += block->ref_count - (retired ? 0 : block->leaving) > 1;
         }
     }
     return need;
+}
+
+int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,
+                          int32_t token_count)
+{
+    return grow_need(kv, table, written, token_count, true);
+}
+
+int32_t kvcache_grow_need_settled(const struct kvcache *kv, const struct kv_table *table,
+                                  int32_t written, int32_t token_count)
+{
+    assert(!table->retired);
+    return grow_need(kv, table, written, token_count, false);
 }
 
 /* Copy on write of entry `i` of one group, if others hold it too. */

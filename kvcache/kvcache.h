@@ -95,6 +95,9 @@ bool kvcache_grow(struct kvcache *kv, struct kv_table *table, int32_t written, i
 /* Blocks that this kvcache_grow would take. */
 int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,
                           int32_t token_count);
+/* The same once all retired tables are released: a block shared with them needs no copy then. */
+int32_t kvcache_grow_need_settled(const struct kvcache *kv, const struct kv_table *table,
+                                  int32_t written, int32_t token_count);
 /* Blocks that could be taken now: free and cached. */
 int32_t kvcache_available(const struct kvcache *kv);
 /* Blocks that only retired tables hold. */
