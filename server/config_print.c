@@ -63,25 +63,54 @@ void config_range(const struct config_entry *entry, char *text, size_t text_byte
     }
 }
 
+/* The escape of a character that YAML would not read back as it is, in quotes, or NULL; *bytes:
+ * of the character. Values hold no ASCII control characters: config_set refuses them. */
+static const char *yaml_escape(const char *value, size_t *bytes, char *escape)
+{
+    static const struct {
+        const char *bytes, *escape;
+    } special[] = {{"\"", "\\\""},
+                   {"\\", "\\\\"},
+                   {"\xe2\x80\xa8", "\\u2028"},
+                   {"\xe2\x80\xa9", "\\u2029"},
+                   {"\xef\xbb\xbf", "\\ufeff"},
+                   {"\xef\xbf\xbe", "\\ufffe"},
+                   {"\xef\xbf\xbf", "\\uffff"}};
+
+    for (size_t i = 0; i < sizeof special / sizeof special[0]; i++) {
+        *bytes = strlen(special[i].bytes);
+        if (strncmp(value, special[i].bytes, *bytes) == 0)
+            return special[i].escape;
+    }
+    *bytes = 2;
+    if ((unsigned char)value[0] != 0xc2 || (unsigned char)value[1] > 0x9f)
+        return NULL;
+    sprintf(escape, "\\u00%02x", (unsigned)(unsigned char)value[1]); /* control characters of C1 */
+    return escape;
+}
+
 /* A string as YAML: plain where nothing can be misread, else in double quotes. */
 static void format_string(const char *value, char *text, size_t text_bytes)
 {
-    size_t used = 0;
+    static const char plain[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./";
+    size_t used = 0, bytes;
+    char buffer[8];
 
-    if (value[0] != '\0' && value[0] != '-' && value[0] != '~' &&
-        strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-./~") ==
-            strlen(value)) {
+    if (value[0] != '\0' && value[0] != '-' && strspn(value, plain) == strlen(value) &&
+        strcasecmp(value, "null") != 0) {
         snprintf(text, text_bytes, "%s", value);
         return;
     }
     text[used++] = '"';
-    for (; *value != '\0' && used + 6 < text_bytes; value++) {
-        if (*value == '"' || *value == '\\')
-            text[used++] = '\\';
-        if ((unsigned char)*value < 32)
-            used += (size_t)snprintf(text + used, text_bytes - used, "\\x%02x", *value);
-        else
-            text[used++] = *value;
+    while (*value != '\0' && used + 8 < text_bytes) {
+        const char *escape = yaml_escape(value, &bytes, buffer);
+        if (escape != NULL) {
+            used += (size_t)sprintf(text + used, "%s", escape);
+            value += bytes;
+        } else {
+            text[used++] = *value++;
+        }
     }
     snprintf(text + used, text_bytes - used, "\"");
 }

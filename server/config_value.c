@@ -210,6 +210,11 @@ int config_set(struct config_reader *reader, int32_t option, const char *value,
     bool higher = origin->source != place.source;
 
     assert(place.source >= origin->source);
+    for (const char *c = value; *c != '\0'; c++)
+        if (iscntrl((unsigned char)*c))
+            return config_refuse(reader, config_name(option, name), place,
+                                 "a control character is in \"%s\"",
+                                 config_printable(value, shown, sizeof shown));
     *origin = (struct config_origin){.source = place.source, .line = place.line};
     switch (entry->kind) {
     case CONFIG_KIND_STRING:
