@@ -227,6 +227,9 @@ struct device_ops {
     void (*step_begin)(struct device *device, const struct step *step);
     void (*step_end)(struct device *device, struct step_result *result);
     int (*sync)(struct device *device);
+    /* What broke the device, in a line, for the log; NULL when nothing did. The function is NULL
+     * in a backend that cannot fault. */
+    const char *(*fault)(struct device *device);
     /* Capture: ops between begin and end are recorded, not run, under `key`; launch runs them
      * again with what the step state then holds. NULL where a backend has no graphs. */
     bool (*graph_begin)(struct device *device, int64_t key);
