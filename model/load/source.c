@@ -135,6 +135,7 @@ void source_summary(const struct source *source, struct source_summary *summary)
         sum->parameter_count += count;
         sum->bytes += (int64_t)tensor->bytes;
         sum->tensor_count++;
+        sum->matrix_count += tensor->dim_count > 1;
     }
 }
 

@@ -68,6 +68,7 @@ struct source_summary {
     int64_t parameter_count;
     struct format_sum {
         int64_t tensor_count;
+        int64_t matrix_count; /* of them, those with more than one dimension */
         int64_t parameter_count;
         int64_t bytes;
     } format[FORMAT_COUNT];

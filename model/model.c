@@ -1,0 +1,323 @@
+/* Opening a model, and its two batches. Loading and computing are the rank's (rank.c). */
+#include "model/model.h"
+
+#include "model/rank.h"
+#include "model/text/tokenizer.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct model {
+    struct model_info info;
+    struct shape shape;
+    struct tokenizer *tokenizer;
+    struct rank *rank;
+    struct batch batch[STEP_DEPTH];
+    int64_t handed, started, waited; /* batches so far; batch i is batch[i % STEP_DEPTH] */
+};
+
+/* ---- limits ---- */
+
+static int64_t blocks_of_a_sequence(const struct model_options *options, int32_t context)
+{
+    return ((int64_t)context + options->block_tokens - 1) / options->block_tokens;
+}
+
+static int32_t bounded(int64_t count)
+{
+    return count < INT32_MAX ? (int32_t)count : INT32_MAX;
+}
+
+/* The limits of a step. `context` bounds the longest sequence: each row of a step may start one,
+ * with all its tokens and blocks. The arrays are that large so that no legal plan is too much for
+ * them; memory that is never written costs nothing. */
+static struct device_options device_limits(const struct model_options *options,
+                                           const struct shape *shape, int32_t context)
+{
+    int64_t start_max =
+        options->slot_max < options->token_max ? options->slot_max : options->token_max;
+
+    return (struct device_options){
+        .index = 0,
+        .thread_count = options->thread_count,
+        .slot_max = options->slot_max,
+        .token_max = options->token_max,
+        .sample_max = options->sample_max,
+        .vocab_count = shape->vocab_count,
+        .context_max = context,
+        .history_max = bounded(start_max * context),
+        .change_max = bounded(options->slot_max * (blocks_of_a_sequence(options, context) + 1)),
+        /* A copy on write for each row, for the block being written and the one after it. */
+        .move_max = bounded(2 * (int64_t)options->slot_max),
+    };
+}
+
+static bool allocate_batch(struct batch *batch, const struct device_options *limit)
+{
+    struct step *step = &batch->step;
+    struct step_result *result = &batch->result;
+    size_t slots = (size_t)limit->slot_max, samples = (size_t)limit->sample_max;
+
+    step->history_max = limit->history_max;
+    step->change_max = limit->change_max;
+    step->move_max = limit->move_max;
+    step->start = calloc(slots, sizeof(*step->start));
+    step->history = calloc((size_t)step->history_max, sizeof(*step->history));
+    step->change = calloc((size_t)step->change_max, sizeof(*step->change));
+    step->move = calloc((size_t)step->move_max, sizeof(*step->move));
+    step->row = calloc(slots, sizeof(*step->row));
+    step->token = calloc((size_t)limit->token_max, sizeof(*step->token));
+    step->sample = calloc(samples, sizeof(*step->sample));
+    result->token = calloc(samples, sizeof(*result->token));
+    result->logprob = calloc(samples, sizeof(*result->logprob));
+    result->rank = calloc(samples, sizeof(*result->rank));
+    result->top_token = calloc(samples, SAMPLING_TOP_MAX * sizeof(*result->top_token));
+    result->top_logprob = calloc(samples, SAMPLING_TOP_MAX * sizeof(*result->top_logprob));
+    return step->start != NULL && step->history != NULL && step->change != NULL &&
+           step->move != NULL && step->row != NULL && step->token != NULL && step->sample != NULL &&
+           result->token != NULL && result->logprob != NULL && result->rank != NULL &&
+           result->top_token != NULL && result->top_logprob != NULL;
+}
+
+static void free_batch(struct batch *batch)
+{
+    free(batch->step.start);
+    free(batch->step.history);
+    free(batch->step.change);
+    free(batch->step.move);
+    free(batch->step.row);
+    free(batch->step.token);
+    free(batch->step.sample);
+    free(batch->result.token);
+    free(batch->result.logprob);
+    free(batch->result.rank);
+    free(batch->result.top_token);
+    free(batch->result.top_logprob);
+}
+
+/* ---- opening ---- */
+
+static const char *main_format(const struct source_summary *summary)
+{
+    int best = 0;
+
+    for (int i = 1; i < FORMAT_COUNT; i++)
+        if (summary->format[i].matrix_count > summary->format[best].matrix_count)
+            best = i;
+    return format_info((enum format)best)->name;
+}
+
+static void fill_info(struct model *model, const struct model_options *options,
+                      const struct source *source)
+{
+    const struct ledger *ledger = rank_ledger(model->rank);
+    struct model_info *info = &model->info;
+    struct source_summary summary;
+
+    source_summary(source, &summary);
+    snprintf(info->name, sizeof(info->name), "%s", summary.name);
+    snprintf(info->architecture, sizeof(info->architecture), "%s", summary.architecture);
+    snprintf(info->format, sizeof(info->format), "%s", main_format(&summary));
+    rank_describe(model->rank, info->device, sizeof(info->device));
+    info->parameter_count = summary.parameter_count;
+    info->file_bytes = summary.file_bytes;
+    info->weight_bytes = ledger->weight_bytes;
+    info->kv_bytes = ledger->kv_bytes;
+    info->workspace_bytes = ledger->workspace_bytes;
+    info->layer_count = model->shape.layer_count;
+    info->vocab_count = model->shape.vocab_count;
+    info->context_max = ledger->context_max;
+    info->context_model = model->shape.context_model;
+    info->block_count = ledger->block_count;
+    info->block_tokens = options->block_tokens;
+}
+
+static void find_ends(struct model *model)
+{
+    struct model_info *info = &model->info;
+    int32_t room = (int32_t)(sizeof(info->end_token) / sizeof(*info->end_token));
+
+    if (model->tokenizer == NULL)
+        return;
+    for (int32_t i = 0; i < tokenizer_count(model->tokenizer) && info->end_count < room; i++)
+        if (tokenizer_ends(model->tokenizer, i))
+            info->end_token[info->end_count++] = i;
+}
+
+static void choose_devices(const struct model_options *options, struct rank_options *rank)
+{
+    bool cuda = options->device != MODEL_DEVICE_CPU && backend_cuda() != NULL;
+
+    rank->ops = cuda ? backend_cuda() : backend_cpu();
+    rank->fallback = cuda && options->device == MODEL_DEVICE_AUTO ? backend_cpu() : NULL;
+}
+
+static const struct arch *read_shape(struct shape *shape, struct source *source)
+{
+    const struct arch *arch = arch_find(source_architecture(source));
+    char names[256];
+
+    if (arch == NULL) {
+        arch_names(names, sizeof(names));
+        source_refuse(source, -ENOTSUP, "architecture %s is not supported; supported: %s",
+                      source_architecture(source), names);
+        return NULL;
+    }
+    arch->read_shape(shape, source);
+    return arch;
+}
+
+static void check_options(const struct model_options *options)
+{
+    assert(options->slot_max > 0);
+    assert(options->token_max > 0);
+    assert(options->sample_max > 0);
+    assert(options->block_tokens > 0);
+    assert((options->block_tokens & (options->block_tokens - 1)) == 0);
+    assert(options->context_max >= 0);
+    assert(options->block_count >= 0 && options->kv_bytes >= 0);
+    assert(options->block_count > 0 || options->kv_bytes > 0 || options->memory_share > 0);
+}
+
+/* The longest sequence that a step must have room for, before the memory is known. */
+static int32_t context_bound(const struct model_options *options, const struct shape *shape)
+{
+    return options->context_max > 0 && options->context_max < shape->context_model
+               ? options->context_max
+               : shape->context_model;
+}
+
+static int load(struct model *model, const struct model_options *options, struct source *source)
+{
+    struct rank_options rank = {
+        .shape = &model->shape,
+        .source = source,
+        .wish = {.context_max = options->context_max,
+                 .slot_max = options->slot_max,
+                 .block_tokens = options->block_tokens,
+                 .block_count = options->block_count,
+                 .kv_bytes = options->kv_bytes,
+                 .memory_share = options->memory_share},
+    };
+
+    if (options->device == MODEL_DEVICE_CUDA && backend_cuda() == NULL) {
+        source_refuse(source, -ENODEV, "this build has no CUDA backend");
+        return source_status(source);
+    }
+    choose_devices(options, &rank);
+    rank.arch = read_shape(&model->shape, source);
+    if (source_status(source) != 0)
+        return source_status(source);
+    rank.wish.context_model = model->shape.context_model;
+    rank.device = device_limits(options, &model->shape, context_bound(options, &model->shape));
+    model->tokenizer = source_tokenizer(source);
+    if (source_status(source) != 0)
+        return source_status(source);
+    model->rank = rank_create(&rank);
+    if (model->rank == NULL) {
+        source_refuse(source, -ENOMEM, "no memory for the rank's thread");
+        return source_status(source);
+    }
+    return rank_load(model->rank, options->progress, options->progress_context);
+}
+
+static int allocate_batches(struct model *model, const struct model_options *options,
+                            struct source *source)
+{
+    struct device_options limit = device_limits(options, &model->shape, model->info.context_max);
+
+    for (int i = 0; i < STEP_DEPTH; i++)
+        if (!allocate_batch(&model->batch[i], &limit))
+            source_refuse(source, -ENOMEM, "no memory for the batches");
+    return source_status(source);
+}
+
+int model_open(struct model **target, const struct model_options *options, char *error,
+               size_t error_bytes)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    struct source *source;
+    int status;
+
+    *target = NULL;
+    check_options(options);
+    if (model == NULL) {
+        snprintf(error, error_bytes, "cannot load %s: no memory", options->path);
+        return -ENOMEM;
+    }
+    status = source_open(&source, options->path, error, error_bytes);
+    if (status == 0)
+        status = load(model, options, source);
+    if (status == 0) {
+        fill_info(model, options, source);
+        find_ends(model);
+        status = allocate_batches(model, options, source);
+    }
+    if (status != 0) {
+        model_close(model); /* first: the rank may still look at the source */
+        model = NULL;
+    }
+    source_close(source);
+    *target = model;
+    return status;
+}
+
+void model_close(struct model *model)
+{
+    if (model == NULL)
+        return;
+    rank_close(model->rank);
+    tokenizer_free(model->tokenizer);
+    for (int i = 0; i < STEP_DEPTH; i++)
+        free_batch(&model->batch[i]);
+    free(model);
+}
+
+const struct model_info *model_info(const struct model *model)
+{
+    return &model->info;
+}
+
+const struct tokenizer *model_tokenizer(const struct model *model)
+{
+    return model->tokenizer;
+}
+
+/* ---- steps ---- */
+
+struct batch *model_batch(struct model *model)
+{
+    struct batch *batch = &model->batch[model->handed % STEP_DEPTH];
+    struct step *step = &batch->step;
+
+    assert(model->handed == model->started);
+    assert(model->started - model->waited < STEP_DEPTH);
+    model->handed++;
+    step->start_count = 0;
+    step->history_count = 0;
+    step->change_count = 0;
+    step->move_count = 0;
+    step->row_count = 0;
+    step->token_count = 0;
+    step->sample_count = 0;
+    return batch;
+}
+
+void model_start(struct model *model, struct batch *batch)
+{
+    assert(model->handed == model->started + 1);
+    assert(batch == &model->batch[model->started % STEP_DEPTH]);
+    model->started++;
+    rank_start(model->rank, batch);
+}
+
+int model_wait(struct model *model, struct batch *batch)
+{
+    assert(model->waited < model->started);
+    assert(batch == &model->batch[model->waited % STEP_DEPTH]);
+    model->waited++;
+    return rank_wait(model->rank);
+}

@@ -1,0 +1,466 @@
+/* A rank's life: open, measure, load, then steps until it is closed. */
+#include "model/rank.h"
+
+#include "model/rope.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    LOGIT_ROWS = 64,   /* samples whose logits are there at once */
+    STRIDE_ALIGN = 32, /* elements */
+    BUFFER_MAX = 16,
+};
+
+struct rank {
+    struct rank_options options;
+    const struct device_ops *ops; /* of the device that opened */
+    struct device *device;
+    struct weights weights;
+    struct pass pass; /* as every step begins */
+    struct ledger ledger;
+    int64_t block_bytes;
+    int64_t weight_total; /* while loading */
+    char description[128];
+    bool fault; /* of a graph; sticks as a device's own */
+
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t work; /* the rank's thread sleeps here */
+    pthread_cond_t news; /* the others do */
+    /* Guarded by lock. */
+    bool loaded;
+    int load_status;
+    double share;
+    bool closing;
+    struct batch *queue[STEP_DEPTH];
+    int status[STEP_DEPTH];
+    int64_t started, issued, wanted, done; /* batches so far */
+};
+
+/* ---- buffers ---- */
+
+struct buffer {
+    struct activation *target;
+    int64_t rows;
+    int64_t width;
+};
+
+static int32_t list_buffers(struct rank *rank, struct buffer *buffer)
+{
+    const struct shape *shape = rank->options.shape;
+    struct pass *pass = &rank->pass;
+    int64_t T = rank->options.device.token_max, S = rank->options.device.sample_max;
+    int64_t heads = (int64_t)shape->head_count * shape->head_width;
+    int64_t kv = (int64_t)shape->kv_head_count * shape->head_width;
+    const struct buffer list[] = {
+        {&pass->x, T, shape->width},       {&pass->normed, T, shape->width},
+        {&pass->branch, T, shape->width},  {&pass->qkv, T, heads + 2 * kv},
+        {&pass->heads, T, heads},          {&pass->gate_up, T, 2 * (int64_t)shape->ffn_width},
+        {&pass->act, T, shape->ffn_width}, {&pass->picked_x, S, shape->width},
+        {&pass->picked_heads, S, heads},
+    };
+
+    static_assert(sizeof(list) / sizeof(*list) <= BUFFER_MAX, "room for the list");
+    memcpy(buffer, list, sizeof(list));
+    return sizeof(list) / sizeof(*list);
+}
+
+static size_t buffer_bytes(const struct rank *rank, const struct buffer *buffer)
+{
+    int64_t stride = (buffer->width + STRIDE_ALIGN - 1) / STRIDE_ALIGN * STRIDE_ALIGN;
+
+    return (size_t)(buffer->rows * stride) * rank->ops->activation_bytes;
+}
+
+static size_t logit_bytes(const struct rank *rank)
+{
+    int32_t most = rank->options.device.sample_max;
+
+    return (size_t)(most < LOGIT_ROWS ? most : LOGIT_ROWS) *
+           (size_t)rank->options.shape->vocab_count * sizeof(float);
+}
+
+static int take_buffers(struct rank *rank)
+{
+    struct buffer buffer[BUFFER_MAX];
+    int32_t count = list_buffers(rank, buffer), most = rank->options.device.sample_max;
+
+    for (int32_t i = 0; i < count; i++) {
+        buffer[i].target->data = rank->ops->alloc(rank->device, buffer_bytes(rank, &buffer[i]));
+        buffer[i].target->stride =
+            (buffer[i].width + STRIDE_ALIGN - 1) / STRIDE_ALIGN * STRIDE_ALIGN;
+        if (buffer[i].target->data == NULL)
+            return -ENOMEM;
+    }
+    rank->pass.logit_rows = most < LOGIT_ROWS ? most : LOGIT_ROWS;
+    rank->pass.logits = rank->ops->alloc(rank->device, logit_bytes(rank));
+    return rank->pass.logits == NULL ? -ENOMEM : 0;
+}
+
+static int take_ropes(struct rank *rank)
+{
+    const struct shape *shape = rank->options.shape;
+    int32_t context = rank->ledger.context_max;
+
+    for (int32_t i = 0; i < shape->rope_count; i++) {
+        size_t bytes = rope_table_bytes(&shape->rope[i], context);
+        float *table = malloc(bytes);
+        void *target = rank->ops->alloc(rank->device, bytes);
+
+        if (table == NULL || target == NULL) {
+            free(table);
+            return -ENOMEM;
+        }
+        rope_table_fill(&shape->rope[i], context, table);
+        rank->ops->upload(rank->device, target, table, bytes);
+        rank->weights.rope[i] = target;
+        free(table);
+    }
+    return 0;
+}
+
+/* ---- loading ---- */
+
+static void tell(struct rank *rank, double share)
+{
+    pthread_mutex_lock(&rank->lock);
+    rank->share = share;
+    pthread_cond_signal(&rank->news);
+    pthread_mutex_unlock(&rank->lock);
+}
+
+static void weights_packed(void *context, size_t weight_bytes)
+{
+    struct rank *rank = context;
+
+    tell(rank, (double)weight_bytes / (double)(rank->weight_total + 1));
+}
+
+static bool open_device(struct rank *rank)
+{
+    char detail[256] = "";
+    int status;
+
+    rank->ops = rank->options.ops;
+    status = rank->ops->open(&rank->device, &rank->options.device, detail, sizeof(detail));
+    if (status == -ENODEV && rank->options.fallback != NULL) {
+        rank->ops = rank->options.fallback;
+        status = rank->ops->open(&rank->device, &rank->options.device, detail, sizeof(detail));
+    }
+    if (status == 0) {
+        snprintf(rank->description, sizeof(rank->description), "%s",
+                 rank->ops->describe(rank->device));
+        return true;
+    }
+    rank->device = NULL;
+    source_refuse(rank->options.source, status, "the %s device: %s", rank->ops->name, detail);
+    return false;
+}
+
+/* Everything that is taken of the device is a line here, so that the sums are exact. */
+static bool make_ledger(struct rank *rank, const struct loader *loader, const struct kv_shape *kv)
+{
+    const struct shape *shape = rank->options.shape;
+    struct ledger_wish *wish = &rank->options.wish;
+    struct buffer buffer[BUFFER_MAX];
+    int32_t count = list_buffers(rank, buffer);
+    char detail[512];
+    int status;
+
+    wish->weight_bytes = (int64_t)(loader->weight_bytes + loader->vector_bytes);
+    wish->workspace_bytes = (int64_t)logit_bytes(rank);
+    for (int32_t i = 0; i < count; i++)
+        wish->workspace_bytes += (int64_t)buffer_bytes(rank, &buffer[i]);
+    wish->position_bytes = 0;
+    for (int32_t i = 0; i < shape->rope_count; i++)
+        wish->position_bytes += (int64_t)rope_table_bytes(&shape->rope[i], 1);
+    wish->block_bytes = (int64_t)rank->ops->kv_block_bytes(rank->device, kv);
+    wish->free_bytes = (int64_t)rank->ops->memory_free(rank->device);
+    rank->block_bytes = wish->block_bytes;
+    status = ledger_make(&rank->ledger, wish, detail, sizeof(detail));
+    if (status != 0)
+        source_refuse(rank->options.source, status, "%s", detail);
+    return status == 0;
+}
+
+static bool load_weights(struct rank *rank, struct loader *loader)
+{
+    int status = loader_begin_packing(loader);
+
+    if (status == 0) {
+        rank->weight_total = rank->ledger.weight_bytes;
+        loader->progress = weights_packed;
+        loader->progress_context = rank;
+        rank->options.arch->load(&rank->weights, rank->options.shape, loader);
+        status = source_status(rank->options.source);
+    }
+    if (status == 0)
+        status = take_buffers(rank);
+    if (status == 0)
+        status = take_ropes(rank);
+    if (status != 0)
+        source_refuse(rank->options.source, status, "no memory on the %s device", rank->ops->name);
+    return status == 0;
+}
+
+static bool open_kv(struct rank *rank, struct kv_shape *kv)
+{
+    int status;
+
+    kv->block_count = rank->ledger.block_count;
+    status = rank->ops->kv_open(rank->device, kv);
+    if (status != 0)
+        source_refuse(rank->options.source, status, "no memory for %d KV blocks on the %s device",
+                      kv->block_count, rank->ops->name);
+    return status == 0;
+}
+
+static void load(struct rank *rank)
+{
+    static const int32_t one_group[LAYER_MAX];
+    const struct shape *shape = rank->options.shape;
+    struct loader loader = {.source = rank->options.source, .measure = true};
+    struct kv_shape kv = {
+        .layer_count = shape->layer_count,
+        .block_count = 1,
+        .block_tokens = rank->options.wish.block_tokens,
+        .kv_head_count = shape->kv_head_count,
+        .head_width = shape->head_width,
+        .group_count = 1,
+        .layer_group = one_group,
+    };
+
+    rank->weights.layer = calloc((size_t)shape->layer_count, sizeof(*rank->weights.layer));
+    if (rank->weights.layer == NULL) {
+        source_refuse(loader.source, -ENOMEM, "no memory for %d layers", shape->layer_count);
+        return;
+    }
+    if (!open_device(rank))
+        return;
+    loader.ops = rank->ops;
+    loader.device = rank->device;
+    rank->options.arch->load(&rank->weights, shape, &loader);
+    source_check_used(loader.source);
+    if (source_status(loader.source) != 0 || !make_ledger(rank, &loader, &kv) ||
+        rank->options.measure)
+        return;
+    source_prefetch(loader.source);
+    if (!load_weights(rank, &loader) || !open_kv(rank, &kv))
+        return;
+    rank->pass.ops = rank->ops;
+    rank->pass.device = rank->device;
+    rank->pass.shape = shape;
+    rank->pass.weights = &rank->weights;
+}
+
+/* ---- steps ---- */
+
+/* The size that a graph for `count` tokens is captured at: few sizes, little padding. */
+static int32_t padded(int32_t count)
+{
+    int32_t step = count <= 64 ? 8 : count <= 256 ? 16 : 32;
+
+    if (count <= 2)
+        return count;
+    return count <= 4 ? 4 : (count + step - 1) / step * step;
+}
+
+static void forward(struct rank *rank, int32_t token_count, int32_t sample_count)
+{
+    struct pass pass = rank->pass;
+
+    pass.rows = token_count;
+    pass.sample_count = sample_count;
+    rank->options.arch->forward(&pass);
+}
+
+/* A step of one token a row whose launches are worth recording; 0: none, else the padded size. */
+static int32_t graph_size(const struct rank *rank, const struct step *step)
+{
+    const struct device_options *limit = &rank->options.device;
+    int32_t size = padded(step->token_count);
+
+    if (rank->ops->graph_begin == NULL || step->row_count != step->token_count ||
+        step->sample_count > size || size > limit->token_max || size > limit->sample_max)
+        return 0;
+    return size;
+}
+
+static void forward_graph(struct rank *rank, int32_t size)
+{
+    if (rank->ops->graph_launch(rank->device, size))
+        return;
+    if (!rank->ops->graph_begin(rank->device, size)) {
+        rank->fault = true;
+        return;
+    }
+    forward(rank, size, size);
+    if (!rank->ops->graph_end(rank->device, size) || !rank->ops->graph_launch(rank->device, size))
+        rank->fault = true;
+}
+
+static void issue(struct rank *rank, struct batch *batch)
+{
+    const struct step *step = &batch->step;
+    int32_t size = graph_size(rank, step);
+
+    assert(step->token_count <= rank->options.device.token_max);
+    assert(step->sample_count <= rank->options.device.sample_max);
+    rank->ops->step_begin(rank->device, step);
+    if (step->token_count > 0 && size > 0)
+        forward_graph(rank, size);
+    else if (step->token_count > 0)
+        forward(rank, step->token_count, step->sample_count);
+    rank->ops->step_end(rank->device, &batch->result);
+}
+
+static void issue_next(struct rank *rank)
+{
+    struct batch *batch = rank->queue[rank->issued % STEP_DEPTH];
+
+    pthread_mutex_unlock(&rank->lock);
+    issue(rank, batch);
+    pthread_mutex_lock(&rank->lock);
+    rank->issued++;
+}
+
+static void finish_next(struct rank *rank)
+{
+    int status;
+
+    pthread_mutex_unlock(&rank->lock);
+    status = rank->ops->sync(rank->device);
+    pthread_mutex_lock(&rank->lock);
+    rank->status[rank->done % STEP_DEPTH] = status != 0 || rank->fault ? -EIO : 0;
+    rank->done++;
+    pthread_cond_signal(&rank->news);
+}
+
+static void *run(void *argument)
+{
+    struct rank *rank = argument;
+
+    load(rank);
+    pthread_mutex_lock(&rank->lock);
+    rank->loaded = true;
+    rank->load_status = source_status(rank->options.source);
+    pthread_cond_signal(&rank->news);
+    for (;;) {
+        if (rank->issued < rank->started)
+            issue_next(rank);
+        else if (rank->done < rank->wanted || (rank->closing && rank->done < rank->issued))
+            finish_next(rank);
+        else if (rank->closing)
+            break;
+        else
+            pthread_cond_wait(&rank->work, &rank->lock);
+    }
+    pthread_mutex_unlock(&rank->lock);
+    if (rank->device != NULL)
+        rank->ops->close(rank->device);
+    return NULL;
+}
+
+/* ---- the other side ---- */
+
+struct rank *rank_create(const struct rank_options *options)
+{
+    struct rank *rank = calloc(1, sizeof(*rank));
+
+    if (rank == NULL)
+        return NULL;
+    rank->options = *options;
+    pthread_mutex_init(&rank->lock, NULL);
+    pthread_cond_init(&rank->work, NULL);
+    pthread_cond_init(&rank->news, NULL);
+    if (pthread_create(&rank->thread, NULL, run, rank) == 0)
+        return rank;
+    free(rank);
+    return NULL;
+}
+
+int rank_load(struct rank *rank, void (*progress)(void *context, double share, const char *what),
+              void *context)
+{
+    double told = -1.0;
+    int status;
+
+    pthread_mutex_lock(&rank->lock);
+    while (!rank->loaded) {
+        double share = rank->share;
+
+        if (progress != NULL && share != told) {
+            pthread_mutex_unlock(&rank->lock);
+            progress(context, share, "weights");
+            told = share;
+            pthread_mutex_lock(&rank->lock);
+            continue;
+        }
+        pthread_cond_wait(&rank->news, &rank->lock);
+    }
+    status = rank->load_status;
+    pthread_mutex_unlock(&rank->lock);
+    return status;
+}
+
+const struct ledger *rank_ledger(const struct rank *rank)
+{
+    return &rank->ledger;
+}
+
+int64_t rank_block_bytes(const struct rank *rank)
+{
+    return rank->block_bytes;
+}
+
+void rank_describe(const struct rank *rank, char *text, size_t max)
+{
+    snprintf(text, max, "%s", rank->description);
+}
+
+void rank_start(struct rank *rank, struct batch *batch)
+{
+    pthread_mutex_lock(&rank->lock);
+    assert(rank->loaded && rank->started - rank->wanted < STEP_DEPTH);
+    rank->queue[rank->started % STEP_DEPTH] = batch;
+    rank->started++;
+    pthread_cond_signal(&rank->work);
+    pthread_mutex_unlock(&rank->lock);
+}
+
+int rank_wait(struct rank *rank)
+{
+    int64_t index;
+    int status;
+
+    pthread_mutex_lock(&rank->lock);
+    assert(rank->wanted < rank->started);
+    index = rank->wanted++;
+    pthread_cond_signal(&rank->work);
+    while (rank->done <= index)
+        pthread_cond_wait(&rank->news, &rank->lock);
+    status = rank->status[index % STEP_DEPTH];
+    pthread_mutex_unlock(&rank->lock);
+    return status;
+}
+
+void rank_close(struct rank *rank)
+{
+    if (rank == NULL)
+        return;
+    pthread_mutex_lock(&rank->lock);
+    rank->closing = true;
+    pthread_cond_signal(&rank->work);
+    pthread_mutex_unlock(&rank->lock);
+    pthread_join(rank->thread, NULL);
+    pthread_cond_destroy(&rank->news);
+    pthread_cond_destroy(&rank->work);
+    pthread_mutex_destroy(&rank->lock);
+    free(rank->weights.layer);
+    free(rank);
+}

@@ -1,0 +1,42 @@
+/* One device: its thread, weights, buffers and graphs.
+ *
+ * The rank's thread makes every call of the device. It opens and loads; then it issues steps as
+ * they are started and waits for the device only when somebody waits for a step's results, so that
+ * a second step can be queued while the first one runs. The other functions belong to one thread.
+ */
+#ifndef MODEL_RANK_H
+#define MODEL_RANK_H
+
+#include "model/arch.h"
+#include "model/ledger.h"
+#include "model/model.h"
+
+struct rank; /* opaque */
+
+struct rank_options {
+    const struct device_ops *ops;      /* tried first */
+    const struct device_ops *fallback; /* where ops finds no device (-ENODEV); NULL: none */
+    struct device_options device;
+    const struct arch *arch;
+    const struct shape *shape; /* borrowed until rank_close */
+    struct source *source;     /* borrowed until loaded; refusals go there */
+    struct ledger_wish wish;   /* all but free, weight, workspace, position and block bytes */
+    bool measure;              /* open, add up, and stop there: nothing is loaded */
+};
+
+/* Starts the thread. NULL: no memory or no thread. */
+struct rank *rank_create(const struct rank_options *options);
+/* Waits until it is loaded, calling progress (which may be NULL) from this thread: 0, or the
+ * refusal that is in the source. */
+int rank_load(struct rank *rank, void (*progress)(void *context, double share, const char *what),
+              void *context);
+const struct ledger *rank_ledger(const struct rank *rank);           /* once loaded */
+int64_t rank_block_bytes(const struct rank *rank);                   /* once loaded */
+void rank_describe(const struct rank *rank, char *text, size_t max); /* once loaded */
+
+/* At most STEP_DEPTH batches between start and wait; they are waited for in order. */
+void rank_start(struct rank *rank, struct batch *batch);
+int rank_wait(struct rank *rank);   /* the oldest one: 0, or -EIO */
+void rank_close(struct rank *rank); /* NULL is fine; batches not waited for are finished */
+
+#endif
