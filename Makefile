@@ -100,6 +100,8 @@ FUZZ := $(patsubst %.c,build/fuzz/%,$(wildcard tests/fuzz/fuzz_*.c))
 room_of = $(word 2,$(subst _, ,$(notdir $(1))))
 link = $(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS) $(CUDA_LIBS)
 
+WRITER := $(call objects,tests/gguf_writer.c tests/gguf_gemma.c)
+$(filter %/test_model_%,$(UNIT)) $(GOLDEN) $(E2E): $(WRITER)
 $(UNIT): $(OUT)/%: $(OUT)/%.c.o $$(foreach room,$$(NEEDS_$$(call room_of,$$@)),$(OUT)/lib$$(room).a)
 	$(QUIET)$(link)
 $(SIM): $(OUT)/%: $(OUT)/%.c.o $(FAKE) $(foreach room,$(NEEDS_server),$(call library,$(room)))
@@ -189,8 +191,8 @@ fuzz-only: $(FUZZ)
 	seeds=tests/fuzz/corpus/$$n; [ -d $$seeds ] || seeds=; \
 	$$f -max_total_time=$(FUZZ_S) -rss_limit_mb=4096 -timeout=20 -print_final_stats=1 build/fuzz/corpus/$$n $$seeds \
 	>build/fuzz/$$n.log 2>&1 || { tail -30 build/fuzz/$$n.log; exit 1; }; grep stat::number_of_executed build/fuzz/$$n.log; done
-$(FUZZ): build/fuzz/%: build/fuzz/%.c.o $(foreach room,$(NEEDS_server),build/fuzz/lib$(room).a)
-	$(QUIET)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $< $(wildcard build/fuzz/tests/gguf_writer.c.o) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
+$(FUZZ): build/fuzz/%: build/fuzz/%.c.o build/fuzz/tests/gguf_writer.c.o build/fuzz/tests/gguf_gemma.c.o $(foreach room,$(NEEDS_server),build/fuzz/lib$(room).a)
+	$(QUIET)$(CC) $(LDFLAGS) -fsanitize=fuzzer -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS)
 
 lint: deps-lint ## format, include direction, sizes, clang-tidy, cppcheck, docs made from tables
 	@sh tests/lint/lint.sh
