@@ -59,20 +59,19 @@ static int cmd_docs(int argc, char **argv)
     struct json text = {0};
     bool good = true;
 
-    if (strcmp(name, "config.md") == 0) {
+    if (strcmp(name, "config") == 0) {
         config_print_docs(stdout);
-    } else if (strcmp(name, "quire.yaml") == 0) {
+    } else if (strcmp(name, "yaml") == 0) {
         config_print_yaml(stdout);
-    } else if (strcmp(name, "api.md") == 0) {
+    } else if (strcmp(name, "api") == 0) {
         route_document(&text);
         good = print_json(&text);
-    } else if (strcmp(name, "metrics.md") == 0) {
+    } else if (strcmp(name, "metrics") == 0) {
         metrics_document(&text);
         good = print_json(&text);
     } else {
         bool help = strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
-        fprintf(help ? stdout : stderr,
-                "usage: quire docs config.md | quire.yaml | api.md | metrics.md\n");
+        fprintf(help ? stdout : stderr, "usage: quire docs config | yaml | api | metrics\n");
         return help ? EXIT_CODE_OK : EXIT_CODE_USAGE;
     }
     return good && fflush(stdout) == 0 ? EXIT_CODE_OK : EXIT_CODE_RUNTIME;
