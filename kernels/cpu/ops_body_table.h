@@ -1,0 +1,21 @@
+/* The table of the functions of ops_body_*.h, under the name of its instruction set. */
+const struct cpu_vector SIMD_NAME(cpu_vector) = {
+    .norm = norm,
+    .add = add,
+    .add_normed = add_normed,
+    .scale = scale,
+    .softcap = softcap,
+    .act_mul = act_mul,
+    .rotate = rotate,
+    .to_f16 = to_f16,
+    .load_key = load_key,
+    .load_value = load_value,
+    .scores = scores,
+    .soften = soften,
+    .values = values,
+    .chunk_max = chunk_max,
+    .chunk_mass = chunk_mass,
+    .chunk_weights = chunk_weights,
+    .chunk_collect = chunk_collect,
+    .chunk_above = chunk_above,
+};

@@ -1,0 +1,6 @@
+/* The vector loops of the CPU backend, compiled for the build's baseline. */
+#include "kernels/cpu/ops_body_attend.h"
+#include "kernels/cpu/ops_body_chunk.h"
+#include "kernels/cpu/ops_body_rows.h"
+
+#include "kernels/cpu/ops_body_table.h"
