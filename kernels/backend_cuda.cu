@@ -11,6 +11,23 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* ---- faults ---- */
+
+bool cuda_check(struct device *device, cudaError_t error, const char *where)
+{
+    if (error != cudaSuccess && device->fault == cudaSuccess) {
+        device->fault = error;
+        (void)snprintf(device->fault_text, sizeof(device->fault_text), "GPU %d: %.40s: %.100s",
+                       device->options.index, where, cudaGetErrorString(error));
+    }
+    return error == cudaSuccess;
+}
+
+static const char *cuda_fault(struct device *device)
+{
+    return device->fault == cudaSuccess ? NULL : device->fault_text;
+}
+
 /* ---- memory ---- */
 
 void *cuda_alloc(struct device *device, size_t bytes)
@@ -29,14 +46,14 @@ void *cuda_alloc(struct device *device, size_t bytes)
         return NULL;
     }
     device->memory[device->memory_count++] = memory;
-    (void)cuda_check(device, cudaMemsetAsync(memory, 0, bytes, device->stream));
+    (void)cuda_check(device, cudaMemsetAsync(memory, 0, bytes, device->stream), __func__);
     return memory;
 }
 
 static size_t cuda_memory_free(struct device *device)
 {
     size_t free_bytes = 0, total_bytes = 0;
-    (void)cuda_check(device, cudaMemGetInfo(&free_bytes, &total_bytes));
+    (void)cuda_check(device, cudaMemGetInfo(&free_bytes, &total_bytes), __func__);
     return free_bytes;
 }
 
@@ -44,8 +61,9 @@ static size_t cuda_memory_free(struct device *device)
 static void copy(struct device *device, void *target, const void *source, size_t bytes,
                  enum cudaMemcpyKind kind)
 {
-    (void)cuda_check(device, cudaMemcpyAsync(target, source, bytes, kind, device->stream));
-    (void)cuda_check(device, cudaStreamSynchronize(device->stream));
+    (void)cuda_check(device, cudaMemcpyAsync(target, source, bytes, kind, device->stream),
+                     __func__);
+    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
 }
 
 static void cuda_upload(struct device *device, void *target, const void *source, size_t bytes)
@@ -62,10 +80,12 @@ static void cuda_put(struct device *device, struct activation target, const floa
                      int32_t rows, int32_t width)
 {
     size_t row_bytes = (size_t)width * sizeof(float);
-    (void)cuda_check(device, cudaMemcpy2DAsync(target.data, (size_t)target.stride * sizeof(float),
-                                               source, row_bytes, row_bytes, (size_t)rows,
-                                               cudaMemcpyHostToDevice, device->stream));
-    (void)cuda_check(device, cudaStreamSynchronize(device->stream));
+    (void)cuda_check(device,
+                     cudaMemcpy2DAsync(target.data, (size_t)target.stride * sizeof(float), source,
+                                       row_bytes, row_bytes, (size_t)rows, cudaMemcpyHostToDevice,
+                                       device->stream),
+                     __func__);
+    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
 }
 
 static void cuda_get(struct device *device, float *target, struct activation source, int32_t rows,
@@ -75,8 +95,9 @@ static void cuda_get(struct device *device, float *target, struct activation sou
     (void)cuda_check(device,
                      cudaMemcpy2DAsync(target, row_bytes, source.data,
                                        (size_t)source.stride * sizeof(float), row_bytes,
-                                       (size_t)rows, cudaMemcpyDeviceToHost, device->stream));
-    (void)cuda_check(device, cudaStreamSynchronize(device->stream));
+                                       (size_t)rows, cudaMemcpyDeviceToHost, device->stream),
+                     __func__);
+    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
 }
 
 /* ---- weights ---- */
@@ -191,7 +212,7 @@ static int cuda_open(struct device **opened, const struct device_options *option
         return -ENODEV;
     }
     bool good = cuda_step_open(device);
-    (void)cuda_check(device, cudaStreamSynchronize(device->stream));
+    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
     if (!good || device->fault != cudaSuccess) {
         (void)snprintf(error, error_bytes, "could not open GPU %d: %s", options->index,
                        good ? cudaGetErrorString(device->fault)
@@ -228,6 +249,7 @@ static const struct device_ops ops = {
     .step_begin = cuda_step_begin,
     .step_end = cuda_step_end,
     .sync = cuda_sync,
+    .fault = cuda_fault,
     .graph_begin = cuda_graph_begin,
     .graph_end = cuda_graph_end,
     .graph_launch = cuda_graph_launch,

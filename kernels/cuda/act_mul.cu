@@ -25,5 +25,5 @@ void cuda_act_mul(struct device *device, struct activation out, struct activatio
         return;
     act_mul_kernel<<<T, THREADS, 0, device->stream>>>(
         (float *)out.data, out.stride, (const float *)gate_up.data, gate_up.stride, F, act);
-    launch_check(device);
+    launch_check(device, __func__);
 }

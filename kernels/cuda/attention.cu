@@ -98,5 +98,5 @@ void cuda_attention(struct device *device, struct activation out, struct activat
     attention_kernel<<<grid, TILE, 0, device->stream>>>(
         (float *)out.data, out.stride, (const float *)qkv.data, qkv.stride, *args,
         cuda_kv_layer(device, args->layer), device->step);
-    launch_check(device);
+    launch_check(device, __func__);
 }

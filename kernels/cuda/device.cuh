@@ -101,6 +101,7 @@ struct captured {
 struct device {
     struct device_options options;
     cudaError_t fault; /* the first; cudaSuccess when there is none */
+    char fault_text[160];
     cudaStream_t stream;
     char description[160];
 
@@ -126,17 +127,13 @@ struct device {
     int32_t graph_count, graph_max;
 };
 
-/* Keeps the first failure. True when `error` is none. */
-static inline bool cuda_check(struct device *device, cudaError_t error)
-{
-    if (error != cudaSuccess && device->fault == cudaSuccess)
-        device->fault = error;
-    return error == cudaSuccess;
-}
+/* Keeps the first failure, and the function that met it: a kernel's own is met later. True when
+ * `error` is none. */
+bool cuda_check(struct device *device, cudaError_t error, const char *where);
 
-static inline void launch_check(struct device *device)
+static inline void launch_check(struct device *device, const char *where)
 {
-    (void)cuda_check(device, cudaGetLastError());
+    (void)cuda_check(device, cudaGetLastError(), where);
 }
 
 static inline int32_t ceil_div(int32_t value, int32_t by)

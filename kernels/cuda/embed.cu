@@ -64,7 +64,7 @@ static void embed_part(struct device *device, enum format format, const struct e
     case FORMAT_COUNT:
         assert(false);
     }
-    launch_check(device);
+    launch_check(device, __func__);
 }
 
 void cuda_embed(struct device *device, struct activation out, const struct weight *table,
@@ -93,5 +93,5 @@ void cuda_gather(struct device *device, struct activation out, struct activation
         return;
     gather_kernel<<<S, THREADS, 0, device->stream>>>(
         (float *)out.data, out.stride, (const float *)x.data, x.stride, D, device->step);
-    launch_check(device);
+    launch_check(device, __func__);
 }

@@ -82,5 +82,5 @@ bool cuda_graph_launch(struct device *device, int64_t key)
     struct captured *entry = graph_find(device, key);
     if (entry == NULL || entry->exec == NULL)
         return false;
-    return cuda_check(device, cudaGraphLaunch(entry->exec, device->stream));
+    return cuda_check(device, cudaGraphLaunch(entry->exec, device->stream), __func__);
 }

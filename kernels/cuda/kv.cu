@@ -125,7 +125,7 @@ void cuda_kv_change(struct device *device, int32_t change_count)
     if (change_count == 0)
         return;
     change_kernel<<<1, THREADS, 0, device->stream>>>(device->kv, device->step, change_count);
-    launch_check(device);
+    launch_check(device, __func__);
 }
 
 void cuda_kv_copy(struct device *device, int32_t move_count)
@@ -134,5 +134,5 @@ void cuda_kv_copy(struct device *device, int32_t move_count)
         return;
     dim3 grid(COPY_BLOCKS, move_count);
     copy_kernel<<<grid, THREADS, 0, device->stream>>>(device->kv, device->step);
-    launch_check(device);
+    launch_check(device, __func__);
 }

@@ -79,7 +79,7 @@ static void linear_part(struct device *device, enum format format, const struct 
     case FORMAT_COUNT:
         assert(false);
     }
-    launch_check(device);
+    launch_check(device, __func__);
 }
 
 static void linear(struct device *device, struct linear_part part, const struct weight *weight)

@@ -64,7 +64,7 @@ void cuda_norm(struct device *device, struct activation out, struct activation x
         return;
     norm_kernel<<<count, THREADS, 0, device->stream>>>(
         (float *)out.data, out.stride, (const float *)x.data, x.stride, weight, D, eps);
-    launch_check(device);
+    launch_check(device, __func__);
 }
 
 void cuda_add_norm(struct device *device, struct activation out, struct activation x,
@@ -81,5 +81,5 @@ void cuda_add_norm(struct device *device, struct activation out, struct activati
     rows.branch = (const float *)branch.data;
     rows.branch_stride = branch.stride;
     add_norm_kernel<<<T, THREADS, 0, device->stream>>>(rows, branch_weight, weight, D, eps);
-    launch_check(device);
+    launch_check(device, __func__);
 }

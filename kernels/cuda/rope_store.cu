@@ -89,5 +89,5 @@ void cuda_rope_store(struct device *device, struct activation qkv,
     dim3 grid(T, args->head_count + 2 * args->kv_head_count);
     rope_store_kernel<<<grid, THREADS, 0, device->stream>>>(
         (float *)qkv.data, qkv.stride, *args, cuda_kv_layer(device, args->layer), device->step);
-    launch_check(device);
+    launch_check(device, __func__);
 }

@@ -252,9 +252,9 @@ __device__ static void report(struct drawn *drawn, const float *logits, int32_t 
 
 /* ---- kernels ---- */
 
-__global__ void sample_kernel(struct drawn *drawn, float *work, const float *logits,
-                              struct step_view step, struct slot_view slots, int32_t V,
-                              int32_t first, int32_t count)
+__global__ void __launch_bounds__(THREADS)
+    sample_kernel(struct drawn *drawn, float *work, const float *logits, struct step_view step,
+                  struct slot_view slots, int32_t V, int32_t first, int32_t count)
 {
     __shared__ struct shared_sums shared;
     float *x = work + (int64_t)blockIdx.x * V;
@@ -292,7 +292,8 @@ __global__ void sample_kernel(struct drawn *drawn, float *work, const float *log
 }
 
 /* A block is one start. */
-__global__ void start_kernel(struct slot_view slots, struct step_view step, int32_t V)
+__global__ void __launch_bounds__(THREADS)
+    start_kernel(struct slot_view slots, struct step_view step, int32_t V)
 {
     const struct step_start *start = &step.start[blockIdx.x];
     int32_t *seen = slots.seen + (int64_t)start->slot * V;
@@ -321,7 +322,7 @@ void cuda_sample_start(struct device *device, int32_t start_count)
         return;
     start_kernel<<<start_count, THREADS, 0, device->stream>>>(device->slots, device->step,
                                                               device->options.vocab_count);
-    launch_check(device);
+    launch_check(device, __func__);
 }
 
 void cuda_sample(struct device *device, float *logits, int32_t first, int32_t count)
@@ -333,5 +334,5 @@ void cuda_sample(struct device *device, float *logits, int32_t first, int32_t co
     sample_kernel<<<blocks, THREADS, 0, device->stream>>>(
         device->drawn, device->work, logits, device->step, device->slots,
         device->options.vocab_count, first, count);
-    launch_check(device);
+    launch_check(device, __func__);
 }

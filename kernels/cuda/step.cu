@@ -117,8 +117,10 @@ static void stage(struct device *device, const struct flight *flight, enum step_
     if (bytes == 0)
         return;
     memcpy(flight->staging + offset, source, bytes);
-    (void)cuda_check(device, cudaMemcpyAsync(device->step_data + offset, flight->staging + offset,
-                                             bytes, cudaMemcpyHostToDevice, device->stream));
+    (void)cuda_check(device,
+                     cudaMemcpyAsync(device->step_data + offset, flight->staging + offset, bytes,
+                                     cudaMemcpyHostToDevice, device->stream),
+                     __func__);
 }
 
 void cuda_step_begin(struct device *device, const struct step *step)
@@ -153,7 +155,7 @@ void cuda_step_begin(struct device *device, const struct step *step)
     cuda_kv_copy(device, step->move_count);
     if (step->row_count > 0) {
         row_kernel<<<step->row_count, THREADS, 0, device->stream>>>(device->step, device->slots);
-        launch_check(device);
+        launch_check(device, __func__);
     }
 }
 
@@ -168,8 +170,9 @@ void cuda_step_end(struct device *device, struct step_result *result)
         (void)cuda_check(device,
                          cudaMemcpyAsync(flight->drawn, device->drawn,
                                          (size_t)flight->sample_count * sizeof(struct drawn),
-                                         cudaMemcpyDeviceToHost, device->stream));
-    (void)cuda_check(device, cudaEventRecord(flight->done, device->stream));
+                                         cudaMemcpyDeviceToHost, device->stream),
+                         __func__);
+    (void)cuda_check(device, cudaEventRecord(flight->done, device->stream), __func__);
 }
 
 static void scatter(struct step_result *result, const struct drawn *drawn, int32_t sample_count)
@@ -190,7 +193,7 @@ int cuda_sync(struct device *device)
     assert(device->begun > device->synced);
     assert(flight->ended);
     device->synced++;
-    (void)cuda_check(device, cudaEventSynchronize(flight->done));
+    (void)cuda_check(device, cudaEventSynchronize(flight->done), __func__);
     if (device->fault != cudaSuccess)
         return -EIO;
     scatter(flight->result, flight->drawn, flight->sample_count);
