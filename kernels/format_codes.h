@@ -61,4 +61,12 @@ static inline float format_bf16(uint16_t half)
     return format_float((uint32_t)half << 16);
 }
 
+/* Half of 2^(exponent - 127); below exponent 2 that is a subnormal. */
+static inline float format_e8_half(uint8_t exponent)
+{
+    if (exponent < 2)
+        return format_float(0x00200000U << exponent);
+    return format_float((uint32_t)(exponent - 1) << 23);
+}
+
 #endif

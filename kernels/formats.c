@@ -155,10 +155,7 @@ static void codes_q8_0(const uint8_t *block, struct format_codes *codes)
 
 static void codes_mxfp4(const uint8_t *block, struct format_codes *codes)
 {
-    uint32_t exponent = block[0];
-
-    /* 2^(e - 128), half of the format's scale; below e = 2 that is a subnormal. */
-    codes->scale[0] = format_float(exponent < 2 ? 0x00200000U << exponent : (exponent - 1) << 23);
+    codes->scale[0] = format_e8_half(block[0]); /* the table is doubled */
     codes->min[0] = 0;
     nibbles_halves(block + 1, codes->code);
 }

@@ -1,0 +1,362 @@
+/* The kernels of `linear` over vectors, written once: linear_avx2.c, linear_avx512.c and
+ * linear_avx512bf16.c define the vectors and their operations, and include this.
+ *
+ * A unit of rows is two vectors wide: two groups where a vector has 16 lanes, the two halves of a
+ * group where it has 8. What the including file gives:
+ *   LANES, vint, vfloat     lanes of 32 bits, and the vectors
+ *   STEPS                   vectors of codes of a block of 32 values in a panel
+ *   v_*                     operations, named below where they are used
+ *   put_codes               one vector of 4 codes a lane to its steps of a panel
+ *   dot_init, dot_steps     integer products of a block
+ *   largest, put_activations  the two steps of quantising 32 values
+ */
+#ifndef KERNELS_CPU_LINEAR_SIMD_H
+#define KERNELS_CPU_LINEAR_SIMD_H
+
+enum {
+    UNIT_ROWS = 2 * LANES,
+    VECTOR_BYTES = 4 * LANES,
+    UNIT_GROUPS = UNIT_ROWS / LINEAR_ROWS,
+};
+
+/* ---- activations ---- */
+
+static void quantise(const float *x, int32_t in, struct linear_block *target)
+{
+    for (int32_t b = 0; b < in / LINEAR_BLOCK; b++) {
+        const float *from = x + (ptrdiff_t)b * LINEAR_BLOCK;
+        struct linear_factors factors = linear_factors(largest(from));
+        int32_t sum[2] = {0, 0};
+
+        if (factors.inverse == 0)
+            memset(target[b].value, 0, sizeof target[b].value);
+        else
+            put_activations(from, factors.inverse, target[b].value, sum);
+        linear_set_sums(&target[b], factors.scale, sum[0], sum[1]);
+    }
+}
+
+/* ---- panels: codes ---- */
+
+/* Codes of 4 to 8 bits, 8 vectors of them, from a tile (or half of its columns). */
+INLINE void load_codes(int32_t code_bits, const uint8_t *tile, vint code[8])
+{
+    for (int32_t n = 0; n < 4; n++) {
+        if (code_bits == 8) {
+            code[n] = v_load(tile + 64 * n);
+            code[n + 4] = v_load(tile + 64 * (n + 4));
+        } else {
+            vint both = v_load(tile + 64 * n);
+
+            code[n] = v_and(both, v_bytes(15));
+            code[n + 4] = v_and(v_right(both, 4), v_bytes(15));
+        }
+    }
+    for (int32_t v = 0; v < 8 && code_bits == 5; v++) {
+        vint bits = v_load(tile + 256);
+
+        bits = v < 4 ? v_left(bits, 4 - v) : v_right(bits, v - 4);
+        code[v] = v_or(code[v], v_and(bits, v_bytes(16)));
+    }
+    for (int32_t v = 0; v < 8 && code_bits == 6; v++) {
+        vint bits = v_load(tile + 256 + v / 4 * 64);
+
+        bits = v % 4 < 2 ? v_left(bits, 4 - v % 4 * 2) : v_right(bits, v % 4 * 2 - 4);
+        code[v] = v_or(code[v], v_and(bits, v_bytes(48)));
+    }
+}
+
+INLINE void decode_codes(int32_t code_bits, const int8_t *table, const uint8_t *tile,
+                         int64_t tile_bytes, int32_t block_count, uint8_t *target)
+{
+    vint entries = v_bytes(0);
+
+    if (table != NULL)
+        entries = v_sub_bytes(v_table(table), v_bytes(LINEAR_TABLE_ZERO));
+    for (int32_t b = 0; b < block_count; b++) {
+        vint code[8];
+
+        load_codes(code_bits, tile + b * tile_bytes, code);
+        for (int32_t v = 0; v < 8; v++) {
+            if (table != NULL)
+                code[v] = v_look_up(entries, code[v]);
+            put_codes(target + (ptrdiff_t)b * STEPS * 2 * VECTOR_BYTES, v, code[v]);
+        }
+    }
+}
+
+static void decode_half(const struct linear_layout *layout, const uint8_t *tile,
+                        int32_t block_count, uint8_t *target)
+{
+    int64_t bytes = layout->tile_bytes;
+
+    if (layout->scheme->table != NULL)
+        decode_codes(4, layout->scheme->table, tile, bytes, block_count, target);
+    else if (layout->scheme->code_bits == 4)
+        decode_codes(4, NULL, tile, bytes, block_count, target);
+    else if (layout->scheme->code_bits == 5)
+        decode_codes(5, NULL, tile, bytes, block_count, target);
+    else if (layout->scheme->code_bits == 6)
+        decode_codes(6, NULL, tile, bytes, block_count, target);
+    else
+        decode_codes(8, NULL, tile, bytes, block_count, target);
+}
+
+/* ---- panels: scales ---- */
+
+/* Scale and min of sub-block j of 8, as Q4_K packs them. */
+INLINE void six_bits(const uint8_t *header, int32_t j, vfloat *scale, vfloat *min)
+{
+    vint first = v_load_u8(header + j % 4 * LINEAR_ROWS);
+    vint second = v_load_u8(header + (j % 4 + 4) * LINEAR_ROWS);
+    vint both = v_load_u8(header + (j % 4 + 8) * LINEAR_ROWS);
+
+    if (j < 4) {
+        *scale = v_to_float(v_and(first, v_ints(63)));
+        *min = v_to_float(v_and(second, v_ints(63)));
+        return;
+    }
+    first = v_left_ints(v_right_ints(first, 6), 4);
+    second = v_left_ints(v_right_ints(second, 6), 4);
+    *scale = v_to_float(v_or(v_and(both, v_ints(15)), first));
+    *min = v_to_float(v_or(v_right_ints(both, 4), second));
+}
+
+/* Scales and mins of the first and last 16 of 32 values of the LANES rows whose header this is.
+ * `j` counts the 32 values in the header's block. */
+INLINE void load_scales(enum linear_scales scales, const uint8_t *bytes, const uint8_t *halves,
+                        int32_t j, vfloat scale[2], vfloat min[2])
+{
+    min[0] = v_zero();
+    min[1] = v_zero();
+    switch (scales) {
+    case SCALES_F16_MIN:
+        min[0] = v_sub(v_zero(), v_load_f16(halves + 32));
+        scale[0] = v_load_f16(halves);
+        scale[1] = scale[0];
+        break;
+    case SCALES_SIX_BIT:
+        six_bits(bytes, j, &scale[0], &min[0]);
+        scale[0] = v_mul(v_load_f16(halves + 192), scale[0]);
+        min[0] = v_mul(v_load_f16(halves + 224), min[0]);
+        scale[1] = scale[0];
+        break;
+    case SCALES_NIBBLE:
+        for (int32_t i = 0; i < 2; i++) {
+            vint both = v_load_u8(bytes + (2 * j + i) * LINEAR_ROWS);
+
+            scale[i] = v_to_float(v_and(both, v_ints(15)));
+            min[i] = v_to_float(v_right_ints(both, 4));
+            scale[i] = v_mul(v_load_f16(halves + 256), scale[i]);
+            min[i] = v_mul(v_load_f16(halves + 288), min[i]);
+        }
+        break;
+    case SCALES_S8:
+        for (int32_t i = 0; i < 2; i++) {
+            scale[i] = v_to_float(v_load_s8(bytes + (2 * j + i) * LINEAR_ROWS));
+            scale[i] = v_mul(v_load_f16(halves + 256), scale[i]);
+        }
+        break;
+    case SCALES_E8:
+        scale[0] = v_e8_half(v_load_u8(bytes));
+        scale[1] = scale[0];
+        break;
+    default:
+        scale[0] = v_load_f16(halves);
+        scale[1] = scale[0];
+        break;
+    }
+}
+
+INLINE void decode_scales(const struct linear_layout *layout, const uint8_t *headers, int32_t row,
+                          int32_t block_first, int32_t block_count, float *scale_target,
+                          float *min_target)
+{
+    int32_t blocks_of_header = layout->block_values / LINEAR_BLOCK;
+
+    for (int32_t b = 0; b < block_count; b++) {
+        int32_t block = block_first + b;
+        const uint8_t *header = headers + block / blocks_of_header * layout->header_bytes;
+        vfloat scale[2], min[2];
+
+        load_scales(layout->scales, header + row, header + 2 * row, block % blocks_of_header, scale,
+                    min);
+        for (int32_t i = 0; i < 2; i++) {
+            v_store(scale_target + (ptrdiff_t)(b * 2 + i) * UNIT_ROWS, scale[i]);
+            v_store(min_target + (ptrdiff_t)(b * 2 + i) * UNIT_ROWS, min[i]);
+        }
+    }
+}
+
+static void decode(const struct linear_layout *layout, const uint8_t *const group[2], int32_t in,
+                   int32_t block_first, int32_t block_count, struct linear_panel *panel)
+{
+    for (int32_t half = 0; half < 2; half++) {
+        const uint8_t *headers = group[half % UNIT_GROUPS];
+        int32_t row = half * LANES % LINEAR_ROWS;
+        const uint8_t *tile = headers + linear_headers_bytes(layout, in) + (ptrdiff_t)4 * row +
+                              (ptrdiff_t)block_first * layout->tile_bytes;
+
+        decode_half(layout, tile, block_count, panel->code + (ptrdiff_t)half * VECTOR_BYTES);
+        decode_scales(layout, headers, row, block_first, block_count,
+                      panel->scale + (ptrdiff_t)half * LANES, panel->min + (ptrdiff_t)half * LANES);
+    }
+}
+
+/* ---- tiles ---- */
+
+/* One sub-block (16 values) or block (32) of up to TILE_TOKENS tokens. */
+INLINE void add_sub_block(const struct linear_tile *t, int32_t tokens, int32_t b, int32_t sub,
+                          bool whole, bool has_min, vfloat sum[TILE_TOKENS][2])
+{
+    const uint8_t *code = t->panel->code + (ptrdiff_t)b * STEPS * 2 * VECTOR_BYTES;
+    const float *scale = t->panel->scale + (ptrdiff_t)(b * 2 + sub) * UNIT_ROWS;
+    const float *min = t->panel->min + (ptrdiff_t)(b * 2 + sub) * UNIT_ROWS;
+    vint dots[TILE_TOKENS][2];
+
+    dot_steps(code, t, b, tokens, whole, sub, dots);
+    for (int32_t n = 0; n < tokens; n++) {
+        const struct linear_block *block = t->block + n * t->block_stride + b;
+        vfloat factor = v_floats(&block->scale);
+
+        for (int32_t h = 0; h < 2; h++) {
+            vfloat both = v_mul(v_load_float(scale + (ptrdiff_t)h * LANES), factor);
+
+            sum[n][h] = v_fma(v_to_float(dots[n][h]), both, sum[n][h]);
+        }
+        if (has_min) {
+            vfloat q = v_floats(whole ? &block->sum_scaled : &block->half_sum_scaled[sub]);
+
+            for (int32_t h = 0; h < 2; h++)
+                sum[n][h] = v_fnma(v_load_float(min + (ptrdiff_t)h * LANES), q, sum[n][h]);
+        }
+    }
+}
+
+INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, bool whole, bool has_min)
+{
+    vfloat sum[TILE_TOKENS][2];
+
+    for (int32_t n = 0; n < tokens; n++) {
+        sum[n][0] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS);
+        sum[n][1] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES);
+    }
+    for (int32_t b = 0; b < t->block_count; b++) {
+        add_sub_block(t, tokens, b, 0, whole, has_min, sum);
+        if (!whole)
+            add_sub_block(t, tokens, b, 1, whole, has_min, sum);
+    }
+    for (int32_t n = 0; n < tokens; n++) {
+        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS, sum[n][0]);
+        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES, sum[n][1]);
+    }
+}
+
+/* All tokens of a tile: as many at a time as there are registers for, then the rest. */
+INLINE void tile_all(const struct linear_tile *all, bool whole, bool has_min)
+{
+    struct linear_tile t = *all;
+
+    while (t.token_count > 0) {
+        int32_t tokens = 1;
+
+        if (t.token_count >= TILE_TOKENS) {
+            tokens = TILE_TOKENS;
+            tile_tokens(&t, TILE_TOKENS, whole, has_min);
+        } else if (t.token_count >= 2) {
+            tokens = 2;
+            tile_tokens(&t, 2, whole, has_min);
+        } else {
+            tile_tokens(&t, 1, whole, has_min);
+        }
+        t.block += tokens * t.block_stride;
+        t.sum += (ptrdiff_t)tokens * UNIT_ROWS;
+        t.token_count -= tokens;
+    }
+}
+
+static void tile(const struct linear_tile *t)
+{
+    bool whole = t->layout->scheme->sub_values == LINEAR_BLOCK;
+
+    if (whole && !t->layout->scheme->has_min)
+        tile_all(t, true, false);
+    else if (whole)
+        tile_all(t, true, true);
+    else if (!t->layout->scheme->has_min)
+        tile_all(t, false, false);
+    else
+        tile_all(t, false, true);
+}
+
+/* ---- floats ---- */
+
+static void decode_float(enum format format, const uint8_t *const group[2], int32_t value_first,
+                         int32_t value_count, float *panel)
+{
+    ptrdiff_t bytes = format_info(format)->block_bytes;
+
+    for (int32_t i = 0; i < 2 * value_count; i++) {
+        int32_t half = i % 2;
+        ptrdiff_t at = (ptrdiff_t)(value_first + i / 2) * LINEAR_ROWS + half * LANES % LINEAR_ROWS;
+        const uint8_t *from = group[half % UNIT_GROUPS] + at * bytes;
+        vfloat value;
+
+        if (format == FORMAT_F32)
+            value = v_load_float((const float *)(const void *)from);
+        else if (format == FORMAT_F16)
+            value = v_load_f16(from);
+        else
+            value = v_load_bf16(from);
+        v_store(panel + (ptrdiff_t)i * LANES, value);
+    }
+}
+
+INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens)
+{
+    vfloat sum[TILE_TOKENS][2];
+
+    for (int32_t n = 0; n < tokens; n++) {
+        sum[n][0] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS);
+        sum[n][1] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES);
+    }
+    for (int32_t i = 0; i < t->value_count; i++) {
+        vfloat first = v_load_float(t->panel + (ptrdiff_t)i * UNIT_ROWS);
+        vfloat second = v_load_float(t->panel + (ptrdiff_t)i * UNIT_ROWS + LANES);
+
+        for (int32_t n = 0; n < tokens; n++) {
+            vfloat x = v_floats(t->x + n * t->x_stride + i);
+
+            sum[n][0] = v_fma(first, x, sum[n][0]);
+            sum[n][1] = v_fma(second, x, sum[n][1]);
+        }
+    }
+    for (int32_t n = 0; n < tokens; n++) {
+        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS, sum[n][0]);
+        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES, sum[n][1]);
+    }
+}
+
+static void tile_float(const struct linear_float_tile *all)
+{
+    struct linear_float_tile t = *all;
+
+    while (t.token_count > 0) {
+        int32_t tokens = 1;
+
+        if (t.token_count >= TILE_TOKENS) {
+            tokens = TILE_TOKENS;
+            float_tokens(&t, TILE_TOKENS);
+        } else if (t.token_count >= 2) {
+            tokens = 2;
+            float_tokens(&t, 2);
+        } else {
+            float_tokens(&t, 1);
+        }
+        t.x += tokens * t.x_stride;
+        t.sum += (ptrdiff_t)tokens * UNIT_ROWS;
+        t.token_count -= tokens;
+    }
+}
+
+#endif
