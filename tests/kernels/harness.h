@@ -19,6 +19,7 @@ struct subject {
     enum cpu_isa isa;
     char name[32];
     double tolerance;              /* of activations */
+    double quantised;              /* of linear, where it may quantise activations to integers */
     enum reference_rounding cache; /* of keys and values */
 };
 static struct subject subject;
@@ -165,6 +166,7 @@ static inline void run_cpu(test_list *tests)
             .is_cpu = true,
             .isa = (enum cpu_isa)isa,
             .tolerance = 1e-5,
+            .quantised = 5e-4,
             .cache = REFERENCE_F16,
         };
         (void)snprintf(subject.name, sizeof(subject.name), "cpu %s", cpu_isa_name(subject.isa));
@@ -179,8 +181,11 @@ static inline bool run_cuda(test_list *tests)
     struct device *device = NULL;
     char error[256] = "";
 
-    subject = (struct subject){
-        .ops = backend_cuda(), .name = "cuda", .tolerance = 2e-2, .cache = REFERENCE_EXACT};
+    subject = (struct subject){.ops = backend_cuda(),
+                               .name = "cuda",
+                               .tolerance = 2e-2,
+                               .quantised = 4e-2,
+                               .cache = REFERENCE_EXACT};
     if (subject.ops == NULL || subject.ops->open(&device, &options, error, sizeof(error)) != 0) {
         printf("no cuda here: %s\n", subject.ops == NULL ? "built without it" : error);
         return false;
