@@ -34,7 +34,7 @@ struct bench_limits {
 int bench_open(struct bench **bench, const struct config *config, const struct bench_limits *limits,
                char *error, size_t error_bytes);
 void bench_close(struct bench *bench); /* NULL is fine */
-
+/* The open model's facts. */
 const struct model_info *bench_info(const struct bench *bench);
 
 /* A sequence with a prompt of random tokens, never the same one; it puts out output_count tokens
@@ -47,6 +47,6 @@ int bench_turn(struct bench *bench, struct bench_step *step);
 /* A hash of all tokens drawn since the last call: equal runs give equal hashes. */
 uint64_t bench_hash(struct bench *bench);
 
-int64_t bench_now_us(void);
+int64_t bench_now_us(void); /* CLOCK_MONOTONIC */
 
 #endif

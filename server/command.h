@@ -20,6 +20,7 @@ enum exit_code {
     EXIT_CODE_LOST = 70,   /* a device was lost: start the process again */
 };
 
+/* The commands of main.c's table that have a file of their own. */
 int cmd_serve(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);

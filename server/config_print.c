@@ -49,7 +49,8 @@ void config_range(const struct config_entry *entry, char *text, size_t text_byte
         snprintf(text, text_bytes, "one of %s", entry->choices);
         for (char *bar; (bar = strchr(text, '|')) != NULL && strlen(text) + 2 < text_bytes;) {
             memmove(bar + 2, bar + 1, strlen(bar + 1) + 1);
-            memcpy(bar, ", ", 2);
+            bar[0] = ',';
+            bar[1] = ' ';
         }
         return;
     default:
@@ -65,7 +66,7 @@ void config_range(const struct config_entry *entry, char *text, size_t text_byte
 
 /* The escape of a character that YAML would not read back as it is, in quotes, or NULL; *bytes:
  * of the character. Values hold no ASCII control characters: config_set refuses them. */
-static const char *yaml_escape(const char *value, size_t *bytes, char *escape)
+static const char *yaml_escape(const char *value, size_t *bytes, char *escape, size_t escape_bytes)
 {
     static const struct {
         const char *bytes, *escape;
@@ -85,7 +86,7 @@ static const char *yaml_escape(const char *value, size_t *bytes, char *escape)
     *bytes = 2;
     if ((unsigned char)value[0] != 0xc2 || (unsigned char)value[1] > 0x9f)
         return NULL;
-    sprintf(escape, "\\u00%02x", (unsigned)(unsigned char)value[1]); /* control characters of C1 */
+    snprintf(escape, escape_bytes, "\\u00%02x", (unsigned)(unsigned char)value[1]); /* C1 */
     return escape;
 }
 
@@ -104,9 +105,9 @@ static void format_string(const char *value, char *text, size_t text_bytes)
     }
     text[used++] = '"';
     while (*value != '\0' && used + 8 < text_bytes) {
-        const char *escape = yaml_escape(value, &bytes, buffer);
+        const char *escape = yaml_escape(value, &bytes, buffer, sizeof buffer);
         if (escape != NULL) {
-            used += (size_t)sprintf(text + used, "%s", escape);
+            used += (size_t)snprintf(text + used, text_bytes - used, "%s", escape);
             value += bytes;
         } else {
             text[used++] = *value++;

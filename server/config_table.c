@@ -13,13 +13,13 @@ const struct config_entry config_table[CONFIG_OPTION_COUNT] = {
         .group = CONFIG_GROUP_##group_,                                                            \
         .kind = CONFIG_KIND_##kind_,                                                               \
         .offset = offsetof(struct config, member_),                                                \
-        .fallback = fallback_,                                                                     \
+        .fallback = (fallback_),                                                                   \
         .least = (int64_t)(least_),                                                                \
         .greatest = (int64_t)(greatest_),                                                          \
         .least_real = (double)(least_),                                                            \
         .greatest_real = (double)(greatest_),                                                      \
-        .choices = choices_,                                                                       \
-        .help = help_,                                                                             \
+        .choices = (choices_),                                                                     \
+        .help = (help_),                                                                           \
     },
     CONFIG_OPTIONS(OPTION)
 #undef OPTION
@@ -295,7 +295,9 @@ static const char *nearest_option(enum config_command command, const char *name,
         }
     }
     const char *found = config_nearest(word, name_of, count);
-    return found == NULL ? NULL : strcpy(nearest, found);
+    if (found != NULL)
+        memcpy(nearest, found, strlen(found) + 1);
+    return found;
 }
 
 int config_unknown(struct config_reader *reader, const char *name, struct config_place place)

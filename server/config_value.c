@@ -16,7 +16,7 @@ const char *config_printable(const char *text, char *target, size_t target_bytes
 
     for (; text[i] != '\0' && i + 4 < target_bytes; i++)
         target[i] = (char)(iscntrl((unsigned char)text[i]) ? '?' : text[i]);
-    strcpy(target + i, text[i] == '\0' ? "" : "...");
+    snprintf(target + i, target_bytes - i, "%s", text[i] == '\0' ? "" : "...");
     return target;
 }
 
