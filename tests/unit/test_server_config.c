@@ -474,7 +474,8 @@ static int missing_in_help(enum config_command command)
     fclose(out);
     for (int32_t i = 0; i < CONFIG_OPTION_COUNT; i++) {
         char name[CONFIG_NAME_MAX], flag[CONFIG_NAME_MAX + 4];
-        snprintf(flag, sizeof flag, "  --%s", config_name(i, name));
+        bool boolean = config_table[i].kind == CONFIG_KIND_BOOL;
+        snprintf(flag, sizeof flag, "  --%s%s", config_name(i, name), boolean ? "," : " ");
         bool shown = strstr(text, flag) != NULL;
         missing += shown != config_takes(command, &config_table[i]) ? 1 : 0;
     }
