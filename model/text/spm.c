@@ -263,7 +263,7 @@ static char *mark_spaces(const struct spm *spm, const char *text, size_t bytes, 
 
     for (size_t i = 0; i < bytes; i++)
         space_count += text[i] == ' ';
-    char *target = malloc(bytes + SPACE_MARK_BYTES * space_count + 1);
+    char *target = calloc(bytes + SPACE_MARK_BYTES * space_count + 1, 1);
     if (target == NULL)
         return NULL;
     *marked = 0;
@@ -350,8 +350,9 @@ static size_t spm_bytes(const struct tokenizer *tokenizer, int32_t token, char *
     }
     for (size_t at = 0; at < spelling_bytes; count++) {
         bool mark = is_space_mark(spelling + at, spelling_bytes - at);
+        const char *byte = mark ? " " : spelling + at;
         if (count < max)
-            bytes[count] = mark ? ' ' : spelling[at];
+            bytes[count] = *byte;
         at += mark ? SPACE_MARK_BYTES : 1;
     }
     return count;
