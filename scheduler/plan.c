@@ -118,6 +118,7 @@ static void fork_siblings(struct scheduler *s, int32_t leader, int32_t row)
         kvcache_fork(s->kv, &from->table, &q->table);
         q->prefill_count = from->planned_count;
         q->planned_count = from->planned_count;
+        q->written_count = from->written_count;
         plan_add_start(s, i);
         plan_add_changes(s, i, 0);
         add_draw(s, i, row);
