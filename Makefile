@@ -2,9 +2,10 @@
 
 VERSION := 0.1.0
 MODE ?= release
-OUT := build/$(MODE)
 NVCC ?= $(shell command -v nvcc 2>/dev/null)
 CUDA ?= $(if $(NVCC),1,0)
+# A build without CUDA where nvcc is has a folder of its own, so that objects never mix.
+OUT := build/$(MODE)$(if $(filter release0,$(MODE)$(CUDA)),$(if $(NVCC),-cpu))
 COMMIT := $(shell git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 
@@ -121,7 +122,7 @@ $(E2E): $(OUT)/%: $(OUT)/%.c.o $(FAKE) $(foreach room,$(NEEDS_server),$(call lib
 ##@ Use
 .PHONY: build run deps help
 build: $(OUT)/quire ## the daemon, build/release/quire; CUDA when nvcc is there, else the CPU alone
-	@ln -sf release/quire build/quire
+	@ln -sf $(notdir $(OUT))/quire build/quire
 
 MODEL_NAME := gemma-3-270m-q4_k_m.gguf
 MODEL_FILE := build/models/$(MODEL_NAME)
