@@ -163,7 +163,8 @@ static void too_little_room_changes_nothing(void)
     EXPECT(!detokenizer_put(&detokenizer, B(0x83), text, &bytes, 2));
     EXPECT(!detokenizer_put(&detokenizer, W(1), text, &bytes, 6));
     EXPECT(!detokenizer_end(&detokenizer, text, &bytes, 5));
-    EXPECT(memcmp(&before, &detokenizer, sizeof(before)) == 0);
+    EXPECT_INT(detokenizer.held_count, ==, before.held_count);
+    EXPECT(detokenizer.started == before.started && detokenizer.broken == before.broken);
     EXPECT_INT(bytes, ==, 0);
     EXPECT(detokenizer_put(&detokenizer, B(0x83), text, &bytes, 3));
     EXPECT(!detokenizer_holds(&detokenizer));
@@ -233,36 +234,47 @@ static int32_t random_tokens(int32_t *token, int32_t max)
     return count;
 }
 
+/* What is in `from` goes to the end of `to`. */
+static void move_text(struct output *to, const char *from, size_t *bytes)
+{
+    EXPECT(unicode_valid(from, *bytes));
+    memcpy(to->text + to->bytes, from, *bytes);
+    to->bytes += *bytes;
+    *bytes = 0;
+}
+
+/* Now and then the buffer is too small first, or is given away with text in it. */
+static void decode_in_pieces(const struct tokenizer *tokenizer, const int32_t *token, int32_t count,
+                             struct output *output)
+{
+    struct detokenizer detokenizer;
+    char text[64];
+    size_t bytes = 0;
+
+    output->bytes = 0;
+    detokenizer_init(&detokenizer, tokenizer, false);
+    for (int32_t i = 0; i < count; i++) {
+        size_t max = bytes + random_below(6);
+        if (!detokenizer_put(&detokenizer, token[i], text, &bytes, max))
+            EXPECT(detokenizer_put(&detokenizer, token[i], text, &bytes, sizeof(text)));
+        if (bytes >= 30 || random_below(2) == 0)
+            move_text(output, text, &bytes);
+    }
+    EXPECT(detokenizer_end(&detokenizer, text, &bytes, sizeof(text)));
+    move_text(output, text, &bytes);
+}
+
 static void any_cut_of_the_stream_gives_the_text_of_the_whole(void)
 {
     struct tokenizer *tokenizer = make(false);
     static struct output whole, pieces;
 
     for (int round = 0; round < 20000 && test_check_failed == 0; round++) {
-        struct detokenizer detokenizer;
         int32_t token[64];
         int32_t count = random_tokens(token, 64);
-        char text[64];
-        size_t bytes = 0, max = 0;
 
         decode_whole(tokenizer, token, count, &whole);
-        pieces.bytes = 0;
-        detokenizer_init(&detokenizer, tokenizer, false);
-        for (int32_t i = 0; i < count; i++) {
-            /* Now and then the buffer is too small first, or given away with text in it. */
-            max = bytes + random_below(6);
-            if (!detokenizer_put(&detokenizer, token[i], text, &bytes, max))
-                EXPECT(detokenizer_put(&detokenizer, token[i], text, &bytes, sizeof(text)));
-            if (bytes < 30 && random_below(2) == 0)
-                continue;
-            EXPECT(unicode_valid(text, bytes));
-            memcpy(pieces.text + pieces.bytes, text, bytes);
-            pieces.bytes += bytes;
-            bytes = 0;
-        }
-        EXPECT(detokenizer_end(&detokenizer, text, &bytes, sizeof(text)));
-        memcpy(pieces.text + pieces.bytes, text, bytes);
-        pieces.bytes += bytes;
+        decode_in_pieces(tokenizer, token, count, &pieces);
         EXPECT_INT(pieces.bytes, ==, whole.bytes);
         EXPECT(memcmp(pieces.text, whole.text, whole.bytes) == 0);
         EXPECT(unicode_valid(whole.text, whole.bytes));
