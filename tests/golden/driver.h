@@ -11,6 +11,9 @@
 
 enum { DRIVER_SLOTS = 32, DRIVER_BLOCKS = 1024, DRIVER_BLOCK_TOKENS = 16, DRIVER_TOP = 8 };
 
+/* What driver_open opens. */
+static enum model_device driver_device = MODEL_DEVICE_CPU;
+
 struct driver {
     struct model *model;
     int32_t block[DRIVER_BLOCKS]; /* the order in which blocks are given out */
@@ -36,7 +39,7 @@ static inline bool driver_open(struct driver *driver, const char *path, int32_t 
 {
     struct model_options options = {
         .path = path,
-        .device = MODEL_DEVICE_CPU,
+        .device = driver_device,
         .context_max = 0,
         .slot_max = DRIVER_SLOTS,
         .token_max = token_max,

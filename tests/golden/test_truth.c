@@ -1,6 +1,6 @@
 /* The real model against f32 truth: prompt scores, likeliest tokens and greedy continuations, the
  * truth's tokens fed step by step; and the same bits alone, in a batch, in chunks, with other
- * blocks and with two steps in flight. */
+ * blocks and with two steps in flight. `--device cuda` judges a GPU, which must then be there. */
 #include "tests/golden/driver.h"
 
 #include <cjson/cJSON.h>
@@ -242,9 +242,16 @@ static void two_steps_in_flight_give_the_same_bits(void)
     expect_same_bits(BATCH, 64, 200, 77, STEP_DEPTH);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+    bool cuda = argc == 3 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0;
+
+    driver_device = cuda ? MODEL_DEVICE_CUDA : MODEL_DEVICE_CPU;
     open_model();
+    if (cuda && missing != NULL) {
+        printf("%s\n", missing);
+        return 1;
+    }
     TEST(log_probabilities_and_greedy_tokens_are_the_truths);
     TEST(a_batch_of_16_gives_the_bits_of_each_alone);
     TEST(chunks_of_7_give_the_same_bits);
