@@ -158,6 +158,7 @@ static void cuda_close(struct device *device)
     free(device->memory);
     if (device->stream != NULL)
         (void)cudaStreamDestroy(device->stream);
+    (void)cudaGetLastError(); /* what a refused `open` left behind is not the next device's */
     free(device);
 }
 
@@ -213,13 +214,19 @@ static int cuda_open(struct device **opened, const struct device_options *option
     }
     bool good = cuda_step_open(device);
     (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
-    if (!good || device->fault != cudaSuccess) {
-        (void)snprintf(error, error_bytes, "could not open GPU %d: %s", options->index,
-                       good ? cudaGetErrorString(device->fault)
-                            : "its memory does not hold the state of all slots; lower "
-                              "max-num-seqs");
+    if (device->fault != cudaSuccess) {
+        (void)snprintf(error, error_bytes, "%s", device->fault_text);
         cuda_close(device);
-        return good ? -ENODEV : -ENOMEM;
+        return -ENODEV;
+    }
+    if (!good) {
+        (void)snprintf(error, error_bytes,
+                       "could not open GPU %d: no memory, on it or pinned on the host, for %d "
+                       "slots and %d samples of %d tokens; lower max-num-seqs",
+                       options->index, options->slot_max, options->sample_max,
+                       options->vocab_count);
+        cuda_close(device);
+        return -ENOMEM;
     }
     *opened = device;
     return 0;

@@ -241,10 +241,12 @@ __device__ static void report(struct drawn *drawn, const float *logits, int32_t 
         drawn->rank = (int32_t)rank;
     }
     for (int32_t i = 0; i < min(top_count, V); i++) {
+        float x = sampling_finite(logits[key_token(key)]);
+        if (!(x > -INFINITY)) /* what follows has no probability */
+            break;
         if (threadIdx.x == 0) {
-            float x = sampling_finite(logits[key_token(key)]);
             drawn->top_token[i] = key_token(key);
-            drawn->top_logprob[i] = any ? (float)((double)x - log_sum) : -INFINITY;
+            drawn->top_logprob[i] = (float)((double)x - log_sum);
         }
         key = next_key(logits, V, key, shared);
     }
