@@ -102,7 +102,7 @@ room_of = $(word 2,$(subst _, ,$(notdir $(1))))
 link = $(CC) $(LDFLAGS) -o $@ $(filter %.o,$^) -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(LDLIBS) $(CUDA_LIBS)
 
 WRITER := $(call objects,tests/gguf_writer.c tests/gguf_gemma.c)
-$(filter %/test_model_%,$(UNIT)) $(GOLDEN) $(E2E): $(WRITER)
+$(filter $(OUT)/tests/unit/test_model_%,$(UNIT)) $(GOLDEN) $(E2E): $(WRITER)
 $(UNIT): $(OUT)/%: $(OUT)/%.c.o $$(foreach room,$$(NEEDS_$$(call room_of,$$@)),$(OUT)/lib$$(room).a)
 	$(QUIET)$(link)
 $(filter-out %/sim_scheduler,$(SIM)): $(OUT)/%: $(OUT)/%.c.o $(FAKE) $(foreach room,$(NEEDS_server),$(call library,$(room)))
