@@ -401,6 +401,12 @@ static void the_device_fills_what_was_left_to_it(void)
     EXPECT_INT(config.max_num_seqs, ==, 64);
     EXPECT_INT(config.max_num_batched_tokens, ==, 512);
     EXPECT_INT(config.origin[CONFIG_max_num_seqs].source, ==, CONFIG_BY_DEVICE);
+    EXPECT(config.gpu_memory_utilization == 0.5);
+    config_release(&config);
+
+    EXPECT_INT(read_line(CONFIG_SERVE, "m --gpu-memory-utilization 0.92"), ==, 0);
+    config_resolve(&config, false);
+    EXPECT(config.gpu_memory_utilization == 0.92);
     config_release(&config);
 
     EXPECT_INT(read_line(CONFIG_SERVE, "m --max-num-batched-tokens 7"), ==, 0);
