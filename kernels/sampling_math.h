@@ -101,7 +101,7 @@ SAMPLING_MATH float sampling_penalise(const struct sampling *sampling, float log
         x = x - repeated;
         x = x - sampling->presence_penalty;
     }
-    return x;
+    return x > FLT_MAX ? FLT_MAX : x;
 }
 
 /* Least logit that min_p keeps. */

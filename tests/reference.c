@@ -171,6 +171,7 @@ static void apply_effects(double *x, int32_t V, const struct sampling *sampling,
         x[i] = x[i] > 0 ? x[i] / repetition : x[i] * repetition;
         x[i] -= (double)sampling->frequency_penalty * output_count[i];
         x[i] -= output_count[i] > 0 ? (double)sampling->presence_penalty : 0.0;
+        x[i] = fmin(x[i], (double)FLT_MAX);
     }
     free(output_count);
     free(seen);

@@ -234,7 +234,7 @@ static void check_linear(enum format format, int32_t out, int32_t in, int32_t T)
     for (int32_t t = 0; t < T; t++) {
         reference_linear(expected, wide + (int64_t)t * in, plain, bias, out, in);
         if (!close_to(format_info(format)->name, expected, got + (int64_t)t * out, out,
-                      subject.quantised)) {
+                      subject.loose)) {
             EXPECT(!"linear is near the reference");
             break;
         }
@@ -301,7 +301,7 @@ static void linear_joins_parts(void)
         for (int t = 0; t < T; t++) {
             double expected[64];
             reference_linear(expected, wide + t * IN, plain, NULL, out[i], IN);
-            EXPECT(close_to("part", expected, got + t * OUT + first, out[i], subject.quantised));
+            EXPECT(close_to("part", expected, got + t * OUT + first, out[i], subject.loose));
         }
         free(plain);
         free(data[i]);
@@ -337,7 +337,7 @@ static void logits_are_capped(void)
         reference_linear(expected, wide + s * IN, plain, NULL, V, IN);
         for (int i = 0; i < V; i++)
             expected[i] = reference_softcap(expected[i], 30.0);
-        EXPECT(close_to("logits", expected, got + s * V, V, subject.quantised));
+        EXPECT(close_to("logits", expected, got + s * V, V, subject.loose));
     }
     subject.ops->close(device);
     free(data);
