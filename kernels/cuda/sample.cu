@@ -148,7 +148,7 @@ __device__ static void apply_effects(float *x, const float *logits, int32_t V,
     if (sampling_penalises(sampling)) {
         for (int32_t i = threadIdx.x; i < V; i += THREADS)
             if (seen[i] != 0)
-                x[i] = sampling_penalise(sampling, x[i], seen[i] / 2);
+                x[i] = sampling_finite(sampling_penalise(sampling, x[i], seen[i] / 2));
         __syncthreads();
     }
 }
