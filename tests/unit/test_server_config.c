@@ -4,6 +4,7 @@
 #include "tests/test.h"
 
 #include <errno.h>
+#include <glob.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -508,6 +509,22 @@ static void actions_win_over_what_is_missing(void)
     config_release(&config);
 }
 
+static void every_file_in_configs_is_taken(void)
+{
+    glob_t files;
+
+    EXPECT_INT(glob("configs/*.yaml", 0, NULL, &files), ==, 0);
+    EXPECT_INT(files.gl_pathc, >=, 4);
+    for (size_t i = 0; i < files.gl_pathc; i++) {
+        char line[256];
+        snprintf(line, sizeof line, "m --config %s", files.gl_pathv[i]);
+        EXPECT_INT(read_line(CONFIG_SERVE, line), ==, 0);
+        EXPECT_STRING(error, "");
+        config_release(&config);
+    }
+    globfree(&files);
+}
+
 int main(void)
 {
     TEST(every_default_is_a_value_of_its_own_option);
@@ -534,5 +551,6 @@ int main(void)
     TEST(a_file_that_cannot_be_read_is_one_line);
     TEST(help_shows_every_option_of_its_command_and_no_other);
     TEST(actions_win_over_what_is_missing);
+    TEST(every_file_in_configs_is_taken);
     return test_report();
 }
