@@ -195,6 +195,7 @@ static bool make_room(struct scheduler *s, int32_t seq)
             return false;
         int32_t victim = order_victim(&s->pool);
         preempt_for(s, victim, seq);
+        s->making.needy_preempted = victim == seq;
         if (victim == seq)
             return false;
     }

@@ -27,6 +27,7 @@ struct making {
     int32_t sample_left;
     bool blocks_short;      /* a row sat out or a sequence was preempted: nothing is admitted */
     int32_t long_row;       /* row of the prompt that left tokens to others, or -1 */
+    bool needy_preempted;   /* a row that lacked blocks was the youngest: it gave up its own */
     int32_t producer_count; /* sequences that compute blocks which others may wait for */
 };
 
