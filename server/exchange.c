@@ -168,17 +168,21 @@ void exchange_choose_id(struct exchange *exchange, const struct head *head)
              (unsigned long long)mix(http->id_seed[1] ^ serial * 0x9e3779b97f4a7c15ULL));
 }
 
-void exchange_enter(struct exchange *exchange)
+bool exchange_enter(struct exchange *exchange)
 {
     struct http *http = exchange->http;
 
     pthread_mutex_lock(&http->lock);
-    exchange->next = http->running;
-    if (exchange->next != NULL)
-        exchange->next->previous = exchange;
-    http->running = exchange;
-    http->running_count++;
+    bool enters = !http->stopping;
+    if (enters) {
+        exchange->next = http->running;
+        if (exchange->next != NULL)
+            exchange->next->previous = exchange;
+        http->running = exchange;
+        http->running_count++;
+    }
     pthread_mutex_unlock(&http->lock);
+    return enters;
 }
 
 void exchange_leave(struct exchange *exchange)
@@ -212,6 +216,7 @@ static struct stream *next_untold(struct http *http)
     struct stream *stream = NULL;
 
     pthread_mutex_lock(&http->lock);
+    http->stopping = true;
     for (struct exchange *exchange = http->running; exchange != NULL && stream == NULL;
          exchange = exchange->next) {
         if (!exchange->told) {

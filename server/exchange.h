@@ -33,6 +33,7 @@ struct http {
     pthread_cond_t idle;
     struct exchange *running; /* guarded by lock: those with a stream */
     int64_t running_count;    /* guarded by lock */
+    bool stopping;            /* guarded by lock: nothing may begin to run */
 };
 
 enum phase {
@@ -89,11 +90,11 @@ struct exchange *exchange_create(struct http *http, const char *path); /* NULL: 
 void exchange_free(struct exchange *exchange);
 void exchange_choose_id(struct exchange *exchange, const struct head *head);
 
-/* The list of exchanges that the engine works for. */
-void exchange_enter(struct exchange *exchange);
+/* The list of exchanges that the engine works for; false: the server is stopping. */
+bool exchange_enter(struct exchange *exchange);
 void exchange_leave(struct exchange *exchange);
 int64_t exchange_running(struct http *http);
-/* Fails the streams of all that run, with 503. */
+/* Fails the streams of all that run, with 503; lets none begin from then on. */
 void exchange_fail_all(struct http *http);
 
 /* Appends `bytes` of body; false: out of memory. `said` is what Content-Length said, or -1. */

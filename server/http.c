@@ -31,7 +31,7 @@
 
 enum {
     CONNECTION_MEMORY = 16 << 10, /* headers, and a chunk of the body or of the stream */
-    STOP_WAIT_US = 5000000,
+    STOP_WAIT_US = 1000000,
 };
 
 const char *exchange_query(struct exchange *exchange, const char *key)
@@ -223,10 +223,15 @@ static int socket_of(struct exchange *exchange)
     return info != NULL ? info->connect_fd : -1;
 }
 
-static void refuse_submit(struct exchange *exchange, int reason)
+static void refuse_jobs(struct exchange *exchange, struct job *jobs, int reason)
 {
     struct stream_error error;
 
+    while (jobs != NULL) {
+        struct job *next = jobs->next;
+        job_free(jobs);
+        jobs = next;
+    }
     if (reason == -EAGAIN) {
         metrics_add(METRIC_REJECT_QUEUE, 1);
         error = api_error(429, "queue_full", NULL,
@@ -243,22 +248,21 @@ void exchange_run(struct exchange *exchange, struct stream *stream, struct job *
 {
     struct engine *engine = exchange_engine(exchange);
 
+    if (!exchange_enter(exchange)) {
+        refuse_jobs(exchange, jobs, -ESHUTDOWN);
+        output->free(output->context);
+        stream_release(stream);
+        return;
+    }
     exchange->stream = stream;
     exchange->output = *output;
     exchange->phase = PHASE_RUNNING;
-    exchange_enter(exchange);
     engine_watch(engine, socket_of(exchange), stream);
     int result = engine_submit(engine, jobs);
-    if (result == 0) {
+    if (result == 0)
         go_on(exchange);
-        return;
-    }
-    while (jobs != NULL) {
-        struct job *next = jobs->next;
-        job_free(jobs);
-        jobs = next;
-    }
-    refuse_submit(exchange, result);
+    else
+        refuse_jobs(exchange, jobs, result);
 }
 
 /* ---- arriving requests ---- */
@@ -552,8 +556,6 @@ int http_start(struct http **out, const struct config *config, char *error, size
         http_free(http);
         return -ENOMEM;
     }
-    log_info("http", "listening host=%s port=%u threads=%d", config->host, http->port,
-             config->http_threads);
     *out = http;
     return 0;
 }
@@ -595,11 +597,9 @@ void http_stop(struct http *http)
         return;
     http_drain(http);
     exchange_fail_all(http);
-    if (http_wait_idle(http, STOP_WAIT_US) > 0) {
-        /* MHD aborts when it is stopped with suspended connections: leave it to the exit. */
-        log_error("http", "some requests did not end; their threads are left running");
-        return;
-    }
+    /* Time to hear why. From now on no stream parks its connection any more, and MHD takes in the
+     * resumed ones before it closes all: it would abort on a suspended one. */
+    http_wait_idle(http, STOP_WAIT_US);
     MHD_stop_daemon(http->daemon);
     http_free(http);
 }

@@ -27,7 +27,7 @@ void http_drain(struct http *http);
 /* Waits until no request is in flight or grace_us is over; returns how many are left. */
 int64_t http_wait_idle(struct http *http, int64_t grace_us);
 
-/* Second half: what still runs is cancelled; joins the threads. The engine must still be there
+/* Second half: what still runs fails with 503; joins the threads. The engine must still be there
  * (engine_stop comes after); NULL is fine. */
 void http_stop(struct http *http);
 

@@ -454,6 +454,20 @@ size_t json_text(const struct json_value *value, char *text)
     return bytes;
 }
 
+bool json_has_nul(const struct json_value *value)
+{
+    const char *end = value->text + value->bytes - 1;
+
+    for (const char *at = value->text + 1; at < end; at++) {
+        if (*at != '\\')
+            continue;
+        at++;
+        if (*at == 'u' && hex_four(at + 1, end) == 0)
+            return true;
+    }
+    return false;
+}
+
 bool json_is(const struct json_value *value, const char *text)
 {
     size_t bytes = strlen(text);

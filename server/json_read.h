@@ -44,6 +44,8 @@ bool json_integer(const struct json_value *value, int64_t *number);
 double json_number(const struct json_value *value);
 /* A string's text: `text` has room for value->bytes. Returns its bytes; adds no NUL. */
 size_t json_text(const struct json_value *value, char *text);
+/* Whether a string holds U+0000. */
+bool json_has_nul(const struct json_value *value);
 /* Whether a string is exactly `text`. */
 bool json_is(const struct json_value *value, const char *text);
 /* "a string", "a number", ... */
