@@ -130,6 +130,8 @@ void cuda_step_begin(struct device *device, const struct step *step)
     assert(device->begun - device->synced < STEP_DEPTH);
     assert(step->token_count <= device->options.token_max);
     assert(step->sample_count <= device->options.sample_max);
+    for (int32_t i = 0; i < step->start_count; i++)
+        assert(step->start[i].token_first + step->start[i].token_count <= step->history_count);
     for (int32_t i = 0; i < step->move_count; i++)
         assert(step->move[i].kind == STEP_COPY); /* kv_shape has no host tier yet */
     device->begun++;
