@@ -48,6 +48,22 @@ static int refuse(const struct ledger_wish *wish, int64_t limit, int64_t context
     return -ENOMEM;
 }
 
+static int refuse_pool(const struct ledger_wish *wish, int64_t context, int64_t blocks, char *error,
+                       size_t error_bytes)
+{
+    char given[SIZE_TEXT], needed[SIZE_TEXT];
+
+    context = context > 0 ? context : 1;
+    snprintf(error, error_bytes,
+             "a KV pool of %s holds %" PRId64 " blocks of %" PRId32
+             " tokens, but one sequence of %" PRId64 " tokens takes %" PRId64
+             " (%s); ask for a larger pool or a smaller context",
+             ledger_size(wish->kv_bytes, given), blocks, wish->block_tokens, context,
+             blocks_for(wish, context),
+             ledger_size(blocks_for(wish, context) * wish->block_bytes, needed));
+    return -ENOMEM;
+}
+
 /* The largest context, in whole blocks, of which one sequence fits; at most the model's. */
 static int64_t fitting_context(const struct ledger_wish *wish, int64_t limit)
 {
@@ -103,8 +119,10 @@ int ledger_make(struct ledger *ledger, const struct ledger_wish *wish, char *err
         blocks = blocks < most ? blocks : most;
         blocks = blocks < BLOCK_COUNT_MAX ? blocks : BLOCK_COUNT_MAX;
     }
+    if (given && wish->block_count == 0 && blocks < blocks_for(wish, context > 0 ? context : 1))
+        return refuse_pool(wish, context, blocks, error, error_bytes);
     if (context < 1 || blocks < 1 || pool_room(wish, limit, context) < blocks * wish->block_bytes ||
-        (wish->block_count == 0 && blocks < blocks_for(wish, context))) {
+        (!given && blocks < blocks_for(wish, context))) {
         context = context < 1 ? wish->context_model : context;
         return refuse(wish, limit, context, given ? blocks : blocks_for(wish, context), error,
                       error_bytes);

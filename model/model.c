@@ -1,6 +1,7 @@
 /* Opening a model, and its two batches. Loading and computing are the rank's (rank.c). */
 #include "model/model.h"
 
+#include "model/inspect.h"
 #include "model/rank.h"
 #include "model/text/tokenizer.h"
 
@@ -190,11 +191,14 @@ static int32_t context_bound(const struct model_options *options, const struct s
                : shape->context_model;
 }
 
-static int load(struct model *model, const struct model_options *options, struct source *source)
+/* With `measure` it stops once the memory is known. */
+static int load(struct model *model, const struct model_options *options, struct source *source,
+                bool measure)
 {
     struct rank_options rank = {
         .shape = &model->shape,
         .source = source,
+        .measure = measure,
         .wish = {.context_max = options->context_max,
                  .slot_max = options->slot_max,
                  .block_tokens = options->block_tokens,
@@ -250,7 +254,7 @@ int model_open(struct model **target, const struct model_options *options, char 
     }
     status = source_open(&source, options->path, error, error_bytes);
     if (status == 0)
-        status = load(model, options, source);
+        status = load(model, options, source, false);
     if (status == 0) {
         fill_info(model, options, source);
         find_ends(model);
@@ -262,6 +266,52 @@ int model_open(struct model **target, const struct model_options *options, char 
     }
     source_close(source);
     *target = model;
+    return status;
+}
+
+static void fill_inspection(struct model_inspection *inspection, const struct model *model)
+{
+    const struct shape *shape = &model->shape;
+
+    inspection->fits = true;
+    inspection->info = model->info;
+    inspection->width = shape->width;
+    inspection->head_count = shape->head_count;
+    inspection->kv_head_count = shape->kv_head_count;
+    inspection->head_width = shape->head_width;
+    inspection->ffn_width = shape->ffn_width;
+    for (int32_t i = 0; i < shape->layer_count; i++)
+        if (shape->layer[i].window > 0)
+            inspection->window = shape->layer[i].window;
+    inspection->block_bytes = rank_block_bytes(model->rank);
+}
+
+int model_inspect(struct model_inspection *inspection, const struct model_options *options,
+                  char *error, size_t error_bytes)
+{
+    struct model *model = calloc(1, sizeof(*model));
+    struct source *source;
+    int status;
+
+    memset(inspection, 0, sizeof(*inspection));
+    check_options(options);
+    if (model == NULL) {
+        snprintf(error, error_bytes, "cannot inspect %s: no memory", options->path);
+        return -ENOMEM;
+    }
+    status = source_open(&source, options->path, error, error_bytes);
+    if (status == 0) {
+        inspection->readable = true;
+        source_summary(source, &inspection->summary);
+        status = load(model, options, source, true);
+    }
+    if (status == 0) {
+        fill_info(model, options, source);
+        find_ends(model);
+        fill_inspection(inspection, model);
+    }
+    model_close(model);
+    source_close(source);
     return status;
 }
 
@@ -320,4 +370,9 @@ int model_wait(struct model *model, struct batch *batch)
     assert(batch == &model->batch[model->waited % STEP_DEPTH]);
     model->waited++;
     return rank_wait(model->rank);
+}
+
+const char *model_fault(const struct model *model)
+{
+    return rank_fault(model->rank);
 }

@@ -78,5 +78,7 @@ struct batch *model_batch(struct model *model);
 void model_start(struct model *model, struct batch *batch);
 /* Waits for the oldest started batch, which must be `batch`: 0, or -EIO: a device is lost. */
 int model_wait(struct model *model, struct batch *batch);
+/* After -EIO: what broke the device, in a line. */
+const char *model_fault(const struct model *model);
 
 #endif

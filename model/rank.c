@@ -26,7 +26,8 @@ struct rank {
     int64_t block_bytes;
     int64_t weight_total; /* while loading */
     char description[128];
-    bool fault; /* of a graph; sticks as a device's own */
+    bool graph_fault; /* sticks, as a device's own faults do */
+    char fault[256];  /* why; written once, before the wait that says -EIO returns */
 
     pthread_t thread;
     pthread_mutex_t lock;
@@ -296,12 +297,12 @@ static void forward_graph(struct rank *rank, int32_t size)
     if (rank->ops->graph_launch(rank->device, size))
         return;
     if (!rank->ops->graph_begin(rank->device, size)) {
-        rank->fault = true;
+        rank->graph_fault = true;
         return;
     }
     forward(rank, size, size);
     if (!rank->ops->graph_end(rank->device, size) || !rank->ops->graph_launch(rank->device, size))
-        rank->fault = true;
+        rank->graph_fault = true;
 }
 
 static void issue(struct rank *rank, struct batch *batch)
@@ -329,14 +330,27 @@ static void issue_next(struct rank *rank)
     rank->issued++;
 }
 
+static void keep_fault(struct rank *rank)
+{
+    const char *reason = rank->ops->fault == NULL ? NULL : rank->ops->fault(rank->device);
+
+    if (reason == NULL)
+        reason = rank->graph_fault ? "a graph of a step could not be captured" : "unknown";
+    snprintf(rank->fault, sizeof(rank->fault), "the %s device: %s", rank->ops->name, reason);
+}
+
 static void finish_next(struct rank *rank)
 {
     int status;
 
     pthread_mutex_unlock(&rank->lock);
     status = rank->ops->sync(rank->device);
+    if (rank->graph_fault)
+        status = -EIO;
+    if (status != 0 && rank->fault[0] == '\0')
+        keep_fault(rank);
     pthread_mutex_lock(&rank->lock);
-    rank->status[rank->done % STEP_DEPTH] = status != 0 || rank->fault ? -EIO : 0;
+    rank->status[rank->done % STEP_DEPTH] = status == 0 ? 0 : -EIO;
     rank->done++;
     pthread_cond_signal(&rank->news);
 }
@@ -421,6 +435,11 @@ int64_t rank_block_bytes(const struct rank *rank)
 void rank_describe(const struct rank *rank, char *text, size_t max)
 {
     snprintf(text, max, "%s", rank->description);
+}
+
+const char *rank_fault(const struct rank *rank)
+{
+    return rank->fault;
 }
 
 void rank_start(struct rank *rank, struct batch *batch)

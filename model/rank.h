@@ -36,7 +36,8 @@ void rank_describe(const struct rank *rank, char *text, size_t max); /* once loa
 
 /* At most STEP_DEPTH batches between start and wait; they are waited for in order. */
 void rank_start(struct rank *rank, struct batch *batch);
-int rank_wait(struct rank *rank);   /* the oldest one: 0, or -EIO */
+int rank_wait(struct rank *rank);                /* the oldest one: 0, or -EIO */
+const char *rank_fault(const struct rank *rank); /* after -EIO: why, in a line */
 void rank_close(struct rank *rank); /* NULL is fine; batches not waited for are finished */
 
 #endif

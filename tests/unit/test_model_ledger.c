@@ -1,0 +1,159 @@
+/* The sums of memory: what fits, what is refused, and the tables of rotations. */
+#include "model/arch.h"
+#include "model/ledger.h"
+#include "model/rope.h"
+#include "tests/test.h"
+
+#include <errno.h>
+#include <math.h>
+
+static char message[512];
+
+/* 1,000 bytes of weights, 100 of workspace and 1 a position; blocks of 16 tokens and 32 bytes. */
+static struct ledger_wish simple(void)
+{
+    return (struct ledger_wish){.context_model = 256,
+                                .slot_max = 4,
+                                .block_tokens = 16,
+                                .memory_share = 0.5,
+                                .free_bytes = 100000,
+                                .weight_bytes = 1000,
+                                .workspace_bytes = 100,
+                                .position_bytes = 1,
+                                .block_bytes = 32};
+}
+
+static int make(struct ledger *ledger, const struct ledger_wish *wish)
+{
+    message[0] = '\0';
+    return ledger_make(ledger, wish, message, sizeof(message));
+}
+
+static void the_pool_takes_the_share_that_is_left(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    wish.slot_max = 1000;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.context_max, ==, 256);
+    EXPECT_INT(ledger.workspace_bytes, ==, 356);
+    EXPECT_INT(ledger.block_count, ==, (50000 - 1000 - 356) / 32);
+    EXPECT_INT(ledger.kv_bytes, ==, ledger.block_count * 32);
+    EXPECT(ledger.weight_bytes + ledger.workspace_bytes + ledger.kv_bytes <= 50000);
+}
+
+static void the_pool_is_no_larger_than_can_be_used(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, 4 * 256 / 16);
+}
+
+static void the_context_shrinks_only_when_none_was_asked_for(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    wish.free_bytes = 2 * (1100 + 5 * (32 + 16) + 20);
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.context_max, ==, 5 * 16);
+    EXPECT_INT(ledger.block_count, ==, 5);
+    wish.context_max = 5 * 16;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    wish.context_max = 6 * 16;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    EXPECT(strstr(message, "not enough memory: weights 1000 bytes") != NULL);
+    EXPECT(strstr(message, "one sequence of 96 tokens takes 6") != NULL);
+}
+
+static void what_cannot_fit_at_all_is_refused(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    wish.free_bytes = 2 * 1100;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    wish.weight_bytes = 1LL << 40;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    EXPECT(strstr(message, "weights 1.0 TiB") != NULL);
+}
+
+static void given_pools_are_taken_as_they_are(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    wish.block_count = 3;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, 3);
+    EXPECT_INT(ledger.context_max, ==, 48);
+    wish.context_max = 200; /* an override may hold less than the longest sequence */
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.context_max, ==, 200);
+    wish.block_count = 0;
+    wish.kv_bytes = 100;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    EXPECT(strstr(message, "a KV pool of 100 bytes holds 3 blocks") != NULL);
+    wish.context_max = 0;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.context_max, ==, 48);
+    wish.kv_bytes = 10;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    wish.kv_bytes = 1 << 20;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    EXPECT(strstr(message, "not enough memory") != NULL);
+}
+
+static void a_context_beyond_the_models_is_refused(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    wish.context_max = 257;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOTSUP);
+    EXPECT(strstr(message, "257") != NULL && strstr(message, "256") != NULL);
+}
+
+static void rotations_are_those_of_the_library(void)
+{
+    static float table[5000 * 32 * 2];
+    struct rope_shape rope = {.base = 10000, .factor = 8, .rotary = 64};
+    double worst = 0;
+
+    EXPECT_INT(rope_table_bytes(&rope, 5000), ==, sizeof(table));
+    rope_table_fill(&rope, 5000, table);
+    for (int p = 0; p < 5000; p++)
+        for (int i = 0; i < 32; i++) {
+            double angle = p / 8.0 * pow(10000, -2.0 * i / 64);
+
+            worst = fmax(worst, fabs((double)table[(p * 32 + i) * 2] - cos(angle)));
+            worst = fmax(worst, fabs((double)table[(p * 32 + i) * 2 + 1] - sin(angle)));
+        }
+    EXPECT(worst < 6e-8); /* half a unit in the last place of an f32 near 1 */
+}
+
+static void architectures_are_found_by_name(void)
+{
+    char names[64];
+
+    EXPECT(arch_find("gemma3") == &arch_gemma3);
+    EXPECT(arch_find("gemma") == NULL);
+    arch_names(names, sizeof(names));
+    EXPECT_STRING(names, "gemma3");
+}
+
+int main(void)
+{
+    TEST(the_pool_takes_the_share_that_is_left);
+    TEST(the_pool_is_no_larger_than_can_be_used);
+    TEST(the_context_shrinks_only_when_none_was_asked_for);
+    TEST(what_cannot_fit_at_all_is_refused);
+    TEST(given_pools_are_taken_as_they_are);
+    TEST(a_context_beyond_the_models_is_refused);
+    TEST(rotations_are_those_of_the_library);
+    TEST(architectures_are_found_by_name);
+    return test_report();
+}
