@@ -25,7 +25,7 @@ struct worker_scratch {
         struct linear_panel panel;
         float values[LINEAR_FLOAT_VALUES * LINEAR_UNIT_ROWS_MAX];
     };
-    _Alignas(64) float sum[CHUNK_TOKENS_MAX * LINEAR_UNIT_ROWS_MAX];
+    _Alignas(64) float sum[(CHUNK_TOKENS_MAX + LINEAR_TOKENS_SPARE) * LINEAR_UNIT_ROWS_MAX];
 };
 
 struct job {
@@ -72,7 +72,7 @@ static size_t align_up(size_t bytes)
 size_t linear_scratch_bytes(const struct pool *pool, int32_t in_max, int32_t token_max)
 {
     return (size_t)pool_thread_count(pool) * sizeof(struct worker_scratch) +
-           align_up(blocks_bytes(in_max, token_max));
+           align_up(blocks_bytes(in_max, token_max + LINEAR_TOKENS_SPARE));
 }
 
 /* ---- activations ---- */
@@ -120,21 +120,32 @@ static void sum_codes(const struct job *job, const struct piece *piece,
                       const uint8_t *const group[2], struct worker_scratch *scratch)
 {
     struct linear_layout layout = linear_layout(piece->part->format);
+    const struct linear_block *block =
+        job->block + (ptrdiff_t)piece->token_first * job->block_count;
+    struct linear_tile tile = {
+        .layout = &layout,
+        .panel = &scratch->panel,
+        .group = {group[0], group[1]},
+        .in = job->call->weight->in,
+        .ahead = (int64_t)linear_group_bytes(piece->part->format, job->call->weight->in) *
+                 (job->kernels->unit_rows / LINEAR_ROWS),
+        .block = block,
+        .block_stride = job->block_count,
+        .block_count = job->block_count,
+        .token_count = piece->token_count,
+        .sum = scratch->sum,
+    };
 
+    if (piece->token_count <= job->kernels->direct_tokens) {
+        job->kernels->direct(&tile);
+        return;
+    }
     for (int32_t first = 0; first < job->block_count; first += LINEAR_PANEL_BLOCKS) {
         int32_t left = job->block_count - first;
-        struct linear_tile tile = {
-            .layout = &layout,
-            .panel = &scratch->panel,
-            .block = job->block + (ptrdiff_t)piece->token_first * job->block_count + first,
-            .block_stride = job->block_count,
-            .block_count = left < LINEAR_PANEL_BLOCKS ? left : LINEAR_PANEL_BLOCKS,
-            .token_count = piece->token_count,
-            .sum = scratch->sum,
-        };
 
-        job->kernels->decode(&layout, group, job->call->weight->in, first, tile.block_count,
-                             &scratch->panel);
+        tile.block = block + first;
+        tile.block_count = left < LINEAR_PANEL_BLOCKS ? left : LINEAR_PANEL_BLOCKS;
+        job->kernels->decode(&layout, group, tile.in, first, tile.block_count, &scratch->panel);
         job->kernels->tile(&tile);
     }
 }

@@ -73,9 +73,11 @@ INLINE void dot_steps(const uint8_t *code, const struct linear_tile *t, int32_t 
 
 const struct linear_kernels linear_avx512bf16 = {
     .unit_rows = UNIT_ROWS,
+    .direct_tokens = TILE_TOKENS,
     .quantise = quantise,
     .decode = decode,
     .tile = tile,
+    .direct = direct,
     .decode_float = decode_float,
     .tile_float = tile_float,
 };

@@ -32,7 +32,8 @@ enum {
     LINEAR_FLOAT_VALUES = 256,  /* values of a panel of floats */
     LINEAR_TILE_BYTES = 8 * 64, /* of plain codes */
     LINEAR_Q_MAX = 32639,       /* of an activation: its high byte, rounded, is 127 */
-    LINEAR_TABLE_ZERO = 128,    /* what codes of tables are shifted by in a panel */
+    LINEAR_TOKENS_SPARE = 5,
+    LINEAR_TABLE_ZERO = 128, /* what codes of tables are shifted by in a panel */
 };
 
 enum linear_scales {
@@ -141,11 +142,15 @@ struct linear_panel {
     _Alignas(64) float min[LINEAR_PANEL_BLOCKS * 2 * LINEAR_UNIT_ROWS_MAX];
 };
 
-/* A token's part of a tile of work; the tokens of a tile follow at stride. */
+/* Some tokens of one unit. Kernels may compute up to LINEAR_TOKENS_SPARE tokens too many: the
+ * blocks and sums beyond the last token are memory of the caller's that nobody else uses. */
 struct linear_tile {
     const struct linear_layout *layout;
-    const struct linear_panel *panel;
-    const struct linear_block *block; /* of the first token, at the panel's first block */
+    const struct linear_panel *panel; /* tile: the weights */
+    const uint8_t *group[2];          /* direct: the weights; group[1] where a unit is two */
+    int32_t in;                       /* direct */
+    int64_t ahead;                    /* direct: bytes to the weights that come next */
+    const struct linear_block *block; /* of the first token, at the first block */
     int64_t block_stride;             /* to the next token */
     int32_t block_count;
     int32_t token_count;
@@ -162,7 +167,8 @@ struct linear_float_tile {
 };
 
 struct linear_kernels {
-    int32_t unit_rows; /* 16 or 32 */
+    int32_t unit_rows;     /* 16 or 32 */
+    int32_t direct_tokens; /* up to so many `direct` takes; 0: it is not there */
     /* `in` values of one token to blocks. */
     void (*quantise)(const float *x, int32_t in, struct linear_block *target);
     /* Blocks [block_first, + block_count) of the unit whose groups start at group[0] and (where
@@ -170,6 +176,8 @@ struct linear_kernels {
     void (*decode)(const struct linear_layout *layout, const uint8_t *const group[2], int32_t in,
                    int32_t block_first, int32_t block_count, struct linear_panel *panel);
     void (*tile)(const struct linear_tile *tile);
+    /* The same as decode and tile of all blocks. */
+    void (*direct)(const struct linear_tile *tile);
     void (*decode_float)(enum format format, const uint8_t *const group[2], int32_t value_first,
                          int32_t value_count, float *panel);
     void (*tile_float)(const struct linear_float_tile *tile);

@@ -17,6 +17,7 @@ enum {
     UNIT_ROWS = 2 * LANES,
     VECTOR_BYTES = 4 * LANES,
     UNIT_GROUPS = UNIT_ROWS / LINEAR_ROWS,
+    BLOCK_CODE_BYTES = STEPS * 2 * VECTOR_BYTES, /* of a block in a panel */
 };
 
 /* ---- activations ---- */
@@ -66,40 +67,42 @@ INLINE void load_codes(int32_t code_bits, const uint8_t *tile, vint code[8])
     }
 }
 
-INLINE void decode_codes(int32_t code_bits, const int8_t *table, const uint8_t *tile,
-                         int64_t tile_bytes, int32_t block_count, uint8_t *target)
+INLINE vint load_table(const int8_t *table)
 {
-    vint entries = v_bytes(0);
+    return v_sub_bytes(v_table(table), v_bytes(LINEAR_TABLE_ZERO));
+}
 
-    if (table != NULL)
-        entries = v_sub_bytes(v_table(table), v_bytes(LINEAR_TABLE_ZERO));
-    for (int32_t b = 0; b < block_count; b++) {
-        vint code[8];
+/* Codes of one tile (or half of its columns) to half of a panel's block. */
+INLINE void decode_tile(int32_t code_bits, const int8_t *table, const uint8_t *tile,
+                        uint8_t *target)
+{
+    vint code[8];
 
-        load_codes(code_bits, tile + b * tile_bytes, code);
-        for (int32_t v = 0; v < 8; v++) {
-            if (table != NULL)
-                code[v] = v_look_up(entries, code[v]);
-            put_codes(target + (ptrdiff_t)b * STEPS * 2 * VECTOR_BYTES, v, code[v]);
-        }
+    load_codes(code_bits, tile, code);
+    for (int32_t v = 0; v < 8; v++) {
+        if (table != NULL)
+            code[v] = v_look_up(load_table(table), code[v]);
+        put_codes(target, v, code[v]);
     }
 }
 
 static void decode_half(const struct linear_layout *layout, const uint8_t *tile,
                         int32_t block_count, uint8_t *target)
 {
-    int64_t bytes = layout->tile_bytes;
-
-    if (layout->scheme->table != NULL)
-        decode_codes(4, layout->scheme->table, tile, bytes, block_count, target);
-    else if (layout->scheme->code_bits == 4)
-        decode_codes(4, NULL, tile, bytes, block_count, target);
-    else if (layout->scheme->code_bits == 5)
-        decode_codes(5, NULL, tile, bytes, block_count, target);
-    else if (layout->scheme->code_bits == 6)
-        decode_codes(6, NULL, tile, bytes, block_count, target);
-    else
-        decode_codes(8, NULL, tile, bytes, block_count, target);
+    for (int32_t b = 0; b < block_count; b++) {
+        if (layout->scheme->table != NULL)
+            decode_tile(4, layout->scheme->table, tile, target);
+        else if (layout->scheme->code_bits == 4)
+            decode_tile(4, NULL, tile, target);
+        else if (layout->scheme->code_bits == 5)
+            decode_tile(5, NULL, tile, target);
+        else if (layout->scheme->code_bits == 6)
+            decode_tile(6, NULL, tile, target);
+        else
+            decode_tile(8, NULL, tile, target);
+        tile += layout->tile_bytes;
+        target += BLOCK_CODE_BYTES;
+    }
 }
 
 /* ---- panels: scales ---- */
@@ -168,53 +171,71 @@ INLINE void load_scales(enum linear_scales scales, const uint8_t *bytes, const u
     }
 }
 
+/* Scales and mins of block `block` of half a unit to half of a panel's block. */
 INLINE void decode_scales(const struct linear_layout *layout, const uint8_t *headers, int32_t row,
-                          int32_t block_first, int32_t block_count, float *scale_target,
-                          float *min_target)
+                          int32_t block, float *scale_target, float *min_target)
 {
     int32_t blocks_of_header = layout->block_values / LINEAR_BLOCK;
+    const uint8_t *header = headers + block / blocks_of_header * layout->header_bytes;
+    vfloat scale[2], min[2];
 
-    for (int32_t b = 0; b < block_count; b++) {
-        int32_t block = block_first + b;
-        const uint8_t *header = headers + block / blocks_of_header * layout->header_bytes;
-        vfloat scale[2], min[2];
-
-        load_scales(layout->scales, header + row, header + 2 * row, block % blocks_of_header, scale,
-                    min);
-        for (int32_t i = 0; i < 2; i++) {
-            v_store(scale_target + (ptrdiff_t)(b * 2 + i) * UNIT_ROWS, scale[i]);
-            v_store(min_target + (ptrdiff_t)(b * 2 + i) * UNIT_ROWS, min[i]);
-        }
+    load_scales(layout->scales, header + row, header + 2 * (ptrdiff_t)row, block % blocks_of_header,
+                scale, min);
+    for (int32_t i = 0; i < 2; i++) {
+        v_store(scale_target + (ptrdiff_t)i * UNIT_ROWS, scale[i]);
+        v_store(min_target + (ptrdiff_t)i * UNIT_ROWS, min[i]);
     }
+}
+
+/* Where the tiles of half a unit start. */
+INLINE const uint8_t *half_tiles(const struct linear_layout *layout, const uint8_t *group,
+                                 int32_t in, int32_t half)
+{
+    return group + linear_headers_bytes(layout, in) + 4 * (half * LANES % LINEAR_ROWS);
 }
 
 static void decode(const struct linear_layout *layout, const uint8_t *const group[2], int32_t in,
                    int32_t block_first, int32_t block_count, struct linear_panel *panel)
 {
     for (int32_t half = 0; half < 2; half++) {
-        const uint8_t *headers = group[half % UNIT_GROUPS];
-        int32_t row = half * LANES % LINEAR_ROWS;
-        const uint8_t *tile = headers + linear_headers_bytes(layout, in) + (ptrdiff_t)4 * row +
-                              (ptrdiff_t)block_first * layout->tile_bytes;
+        const uint8_t *own = group[half % UNIT_GROUPS];
+        const uint8_t *tiles = half_tiles(layout, own, in, half);
 
-        decode_half(layout, tile, block_count, panel->code + (ptrdiff_t)half * VECTOR_BYTES);
-        decode_scales(layout, headers, row, block_first, block_count,
-                      panel->scale + (ptrdiff_t)half * LANES, panel->min + (ptrdiff_t)half * LANES);
+        decode_half(layout, tiles + (ptrdiff_t)block_first * layout->tile_bytes, block_count,
+                    panel->code + (ptrdiff_t)half * VECTOR_BYTES);
+        for (int32_t b = 0; b < block_count; b++) {
+            ptrdiff_t at = (ptrdiff_t)b * 2 * UNIT_ROWS + half * LANES;
+
+            decode_scales(layout, own, half * LANES % LINEAR_ROWS, block_first + b,
+                          panel->scale + at, panel->min + at);
+        }
     }
 }
 
 /* ---- tiles ---- */
 
-/* One sub-block (16 values) or block (32) of up to TILE_TOKENS tokens. */
+/* A block of a panel: codes, and scales and mins of its first and last 16 values. */
+struct panel_block {
+    const uint8_t *code;
+    const float *scale;
+    const float *min;
+};
+
+/* What a kernel is compiled for. */
+struct kind {
+    bool whole; /* 32 values share a scale; false: 16 do */
+    bool has_min;
+};
+
+/* One sub-block (16 values) or block (32) of `tokens` tokens. */
 INLINE void add_sub_block(const struct linear_tile *t, int32_t tokens, int32_t b, int32_t sub,
-                          bool whole, bool has_min, vfloat sum[TILE_TOKENS][2])
+                          struct panel_block panel, struct kind kind, vfloat sum[TILE_TOKENS][2])
 {
-    const uint8_t *code = t->panel->code + (ptrdiff_t)b * STEPS * 2 * VECTOR_BYTES;
-    const float *scale = t->panel->scale + (ptrdiff_t)(b * 2 + sub) * UNIT_ROWS;
-    const float *min = t->panel->min + (ptrdiff_t)(b * 2 + sub) * UNIT_ROWS;
+    const float *scale = panel.scale + (ptrdiff_t)sub * UNIT_ROWS;
+    const float *min = panel.min + (ptrdiff_t)sub * UNIT_ROWS;
     vint dots[TILE_TOKENS][2];
 
-    dot_steps(code, t, b, tokens, whole, sub, dots);
+    dot_steps(panel.code, t, b, tokens, kind.whole, sub, dots);
     for (int32_t n = 0; n < tokens; n++) {
         const struct linear_block *block = t->block + n * t->block_stride + b;
         vfloat factor = v_floats(&block->scale);
@@ -224,8 +245,8 @@ INLINE void add_sub_block(const struct linear_tile *t, int32_t tokens, int32_t b
 
             sum[n][h] = v_fma(v_to_float(dots[n][h]), both, sum[n][h]);
         }
-        if (has_min) {
-            vfloat q = v_floats(whole ? &block->sum_scaled : &block->half_sum_scaled[sub]);
+        if (kind.has_min) {
+            vfloat q = v_floats(kind.whole ? &block->sum_scaled : &block->half_sum_scaled[sub]);
 
             for (int32_t h = 0; h < 2; h++)
                 sum[n][h] = v_fnma(v_load_float(min + (ptrdiff_t)h * LANES), q, sum[n][h]);
@@ -233,60 +254,136 @@ INLINE void add_sub_block(const struct linear_tile *t, int32_t tokens, int32_t b
     }
 }
 
-INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, bool whole, bool has_min)
+INLINE void load_sums(const float *source, int32_t tokens, vfloat sum[TILE_TOKENS][2])
 {
-    vfloat sum[TILE_TOKENS][2];
-
     for (int32_t n = 0; n < tokens; n++) {
-        sum[n][0] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS);
-        sum[n][1] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES);
-    }
-    for (int32_t b = 0; b < t->block_count; b++) {
-        add_sub_block(t, tokens, b, 0, whole, has_min, sum);
-        if (!whole)
-            add_sub_block(t, tokens, b, 1, whole, has_min, sum);
-    }
-    for (int32_t n = 0; n < tokens; n++) {
-        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS, sum[n][0]);
-        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES, sum[n][1]);
+        sum[n][0] = v_load_float(source + (ptrdiff_t)n * UNIT_ROWS);
+        sum[n][1] = v_load_float(source + (ptrdiff_t)n * UNIT_ROWS + LANES);
     }
 }
 
-/* All tokens of a tile: as many at a time as there are registers for, then the rest. */
-INLINE void tile_all(const struct linear_tile *all, bool whole, bool has_min)
+INLINE void store_sums(float *target, int32_t tokens, vfloat sum[TILE_TOKENS][2])
+{
+    for (int32_t n = 0; n < tokens; n++) {
+        v_store(target + (ptrdiff_t)n * UNIT_ROWS, sum[n][0]);
+        v_store(target + (ptrdiff_t)n * UNIT_ROWS + LANES, sum[n][1]);
+    }
+}
+
+INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, struct kind kind)
+{
+    vfloat sum[TILE_TOKENS][2];
+
+    load_sums(t->sum, tokens, sum);
+    for (int32_t b = 0; b < t->block_count; b++) {
+        struct panel_block panel = {
+            .code = t->panel->code + (ptrdiff_t)b * BLOCK_CODE_BYTES,
+            .scale = t->panel->scale + (ptrdiff_t)b * 2 * UNIT_ROWS,
+            .min = t->panel->min + (ptrdiff_t)b * 2 * UNIT_ROWS,
+        };
+
+        add_sub_block(t, tokens, b, 0, panel, kind, sum);
+        if (!kind.whole)
+            add_sub_block(t, tokens, b, 1, panel, kind, sum);
+    }
+    store_sums(t->sum, tokens, sum);
+}
+
+/* All tokens of a tile, as many at a time as there are registers for; the last few with tokens
+ * beyond the end, whose sums nobody reads. */
+INLINE void tile_all(const struct linear_tile *all, struct kind kind)
 {
     struct linear_tile t = *all;
 
-    while (t.token_count > 0) {
-        int32_t tokens = 1;
-
-        if (t.token_count >= TILE_TOKENS) {
-            tokens = TILE_TOKENS;
-            tile_tokens(&t, TILE_TOKENS, whole, has_min);
-        } else if (t.token_count >= 2) {
-            tokens = 2;
-            tile_tokens(&t, 2, whole, has_min);
-        } else {
-            tile_tokens(&t, 1, whole, has_min);
-        }
-        t.block += tokens * t.block_stride;
-        t.sum += (ptrdiff_t)tokens * UNIT_ROWS;
-        t.token_count -= tokens;
+    for (; t.token_count >= TILE_TOKENS; t.token_count -= TILE_TOKENS) {
+        tile_tokens(&t, TILE_TOKENS, kind);
+        t.block += TILE_TOKENS * t.block_stride;
+        t.sum += (ptrdiff_t)TILE_TOKENS * UNIT_ROWS;
     }
+    if (t.token_count > 4)
+        tile_tokens(&t, TILE_TOKENS, kind);
+    else if (t.token_count > 2)
+        tile_tokens(&t, 4, kind);
+    else if (t.token_count > 0)
+        tile_tokens(&t, 2, kind);
 }
 
 static void tile(const struct linear_tile *t)
 {
-    bool whole = t->layout->scheme->sub_values == LINEAR_BLOCK;
+    const struct format_scheme *scheme = t->layout->scheme;
 
-    if (whole && !t->layout->scheme->has_min)
-        tile_all(t, true, false);
-    else if (whole)
-        tile_all(t, true, true);
-    else if (!t->layout->scheme->has_min)
-        tile_all(t, false, false);
+    if (scheme->sub_values == LINEAR_BLOCK && !scheme->has_min)
+        tile_all(t, (struct kind){.whole = true});
+    else if (scheme->sub_values == LINEAR_BLOCK)
+        tile_all(t, (struct kind){.whole = true, .has_min = true});
+    else if (!scheme->has_min)
+        tile_all(t, (struct kind){.whole = false});
     else
-        tile_all(t, false, true);
+        tile_all(t, (struct kind){.whole = false, .has_min = true});
+}
+
+/* ---- few tokens: no panel, so that reading weights and computing overlap ---- */
+
+INLINE void direct_tokens(const struct linear_tile *t, int32_t tokens, int32_t code_bits,
+                          const int8_t *table, struct kind kind)
+{
+    const struct linear_layout *layout = t->layout;
+    const uint8_t *tile[2] = {half_tiles(layout, t->group[0], t->in, 0),
+                              half_tiles(layout, t->group[1 % UNIT_GROUPS], t->in, 1)};
+    _Alignas(64) uint8_t code[BLOCK_CODE_BYTES];
+    _Alignas(64) float scale[2 * UNIT_ROWS], min[2 * UNIT_ROWS];
+    struct panel_block panel = {code, scale, min};
+    vfloat sum[TILE_TOKENS][2];
+
+    load_sums(t->sum, tokens, sum);
+    for (int32_t b = 0; b < t->block_count; b++) {
+        for (int32_t half = 0; half < 2; half++) {
+            for (int32_t n = 0; n < code_bits && half < UNIT_GROUPS; n++)
+                __builtin_prefetch(tile[half] + t->ahead + 64 * n);
+            decode_tile(code_bits, table, tile[half], code + (ptrdiff_t)half * VECTOR_BYTES);
+            decode_scales(layout, t->group[half % UNIT_GROUPS], half * LANES % LINEAR_ROWS, b,
+                          scale + (ptrdiff_t)half * LANES, min + (ptrdiff_t)half * LANES);
+            tile[half] += layout->tile_bytes;
+        }
+        add_sub_block(t, tokens, b, 0, panel, kind, sum);
+        if (!kind.whole)
+            add_sub_block(t, tokens, b, 1, panel, kind, sum);
+    }
+    store_sums(t->sum, tokens, sum);
+}
+
+INLINE void direct_kind(const struct linear_tile *t, int32_t code_bits, const int8_t *table,
+                        struct kind kind)
+{
+    if (t->token_count > 4)
+        direct_tokens(t, TILE_TOKENS, code_bits, table, kind);
+    else if (t->token_count > 2)
+        direct_tokens(t, 4, code_bits, table, kind);
+    else if (t->token_count > 1)
+        direct_tokens(t, 2, code_bits, table, kind);
+    else
+        direct_tokens(t, 1, code_bits, table, kind);
+}
+
+/* All of K for up to TILE_TOKENS tokens. */
+static void direct(const struct linear_tile *t)
+{
+    const struct format_scheme *scheme = t->layout->scheme;
+    struct kind plain = {.whole = true}, min = {.whole = true, .has_min = true};
+    struct kind half = {.whole = false}, half_min = {.whole = false, .has_min = true};
+
+    if (scheme->table != NULL)
+        direct_kind(t, 4, scheme->table, plain);
+    else if (scheme->code_bits == 4 && scheme->sub_values == LINEAR_BLOCK)
+        scheme->has_min ? direct_kind(t, 4, NULL, min) : direct_kind(t, 4, NULL, plain);
+    else if (scheme->code_bits == 4)
+        scheme->has_min ? direct_kind(t, 4, NULL, half_min) : direct_kind(t, 4, NULL, half);
+    else if (scheme->code_bits == 5)
+        scheme->has_min ? direct_kind(t, 5, NULL, min) : direct_kind(t, 5, NULL, plain);
+    else if (scheme->code_bits == 6)
+        direct_kind(t, 6, NULL, half);
+    else
+        direct_kind(t, 8, NULL, plain);
 }
 
 /* ---- floats ---- */
@@ -316,10 +413,7 @@ INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens)
 {
     vfloat sum[TILE_TOKENS][2];
 
-    for (int32_t n = 0; n < tokens; n++) {
-        sum[n][0] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS);
-        sum[n][1] = v_load_float(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES);
-    }
+    load_sums(t->sum, tokens, sum);
     for (int32_t i = 0; i < t->value_count; i++) {
         vfloat first = v_load_float(t->panel + (ptrdiff_t)i * UNIT_ROWS);
         vfloat second = v_load_float(t->panel + (ptrdiff_t)i * UNIT_ROWS + LANES);
@@ -331,10 +425,7 @@ INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens)
             sum[n][1] = v_fma(second, x, sum[n][1]);
         }
     }
-    for (int32_t n = 0; n < tokens; n++) {
-        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS, sum[n][0]);
-        v_store(t->sum + (ptrdiff_t)n * UNIT_ROWS + LANES, sum[n][1]);
-    }
+    store_sums(t->sum, tokens, sum);
 }
 
 static void tile_float(const struct linear_float_tile *all)
