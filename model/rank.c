@@ -419,6 +419,8 @@ int rank_load(struct rank *rank, void (*progress)(void *context, double share, c
     }
     status = rank->load_status;
     pthread_mutex_unlock(&rank->lock);
+    if (progress != NULL && status == 0)
+        progress(context, 1.0, "ready");
     return status;
 }
 

@@ -65,11 +65,20 @@ void gguf_write_raw(struct gguf_writer *writer, const void *data, size_t count)
     put(&writer->values, data, count);
 }
 
-static void put_key(struct gguf_writer *writer, const char *key, enum gguf_type type)
+static bool skipped(const struct gguf_writer *writer, const char *name)
 {
+    return writer->skip != NULL && strcmp(writer->skip, name) == 0;
+}
+
+/* False: the key is left out. */
+static bool put_key(struct gguf_writer *writer, const char *key, enum gguf_type type)
+{
+    if (skipped(writer, key))
+        return false;
     writer->value_count++;
     put_text(&writer->values, key);
     put_u32(&writer->values, type);
+    return true;
 }
 
 void gguf_write_int(struct gguf_writer *writer, const char *key, enum gguf_type type, int64_t value)
@@ -79,8 +88,8 @@ void gguf_write_int(struct gguf_writer *writer, const char *key, enum gguf_type 
         [GGUF_U32] = 4, [GGUF_I32] = 4, [GGUF_U64] = 8,  [GGUF_I64] = 8,
     };
 
-    put_key(writer, key, type);
-    put(&writer->values, &value, bytes[type]); /* little-endian */
+    if (put_key(writer, key, type))
+        put(&writer->values, &value, bytes[type]); /* little-endian */
 }
 
 void gguf_write_u32(struct gguf_writer *writer, const char *key, uint32_t value)
@@ -90,20 +99,21 @@ void gguf_write_u32(struct gguf_writer *writer, const char *key, uint32_t value)
 
 void gguf_write_f32(struct gguf_writer *writer, const char *key, float value)
 {
-    put_key(writer, key, GGUF_F32);
-    put(&writer->values, &value, sizeof(value));
+    if (put_key(writer, key, GGUF_F32))
+        put(&writer->values, &value, sizeof(value));
 }
 
 void gguf_write_text(struct gguf_writer *writer, const char *key, const char *text)
 {
-    put_key(writer, key, GGUF_STRING);
-    put_text(&writer->values, text);
+    if (put_key(writer, key, GGUF_STRING))
+        put_text(&writer->values, text);
 }
 
 void gguf_write_list(struct gguf_writer *writer, const char *key, enum gguf_type type,
                      const void *data, size_t element_bytes, int64_t count)
 {
-    put_key(writer, key, GGUF_ARRAY);
+    if (!put_key(writer, key, GGUF_ARRAY))
+        return;
     put_u32(&writer->values, type);
     put_u64(&writer->values, (uint64_t)count);
     put(&writer->values, data, element_bytes * (size_t)count);
@@ -112,6 +122,8 @@ void gguf_write_list(struct gguf_writer *writer, const char *key, enum gguf_type
 void gguf_write_texts(struct gguf_writer *writer, const char *key, const char *const *text,
                       int64_t count)
 {
+    if (skipped(writer, key))
+        return;
     gguf_write_list(writer, key, GGUF_STRING, NULL, 0, count);
     for (int64_t i = 0; i < count; i++)
         put_text(&writer->values, text[i]);
@@ -122,6 +134,8 @@ void gguf_write_texts(struct gguf_writer *writer, const char *key, const char *c
 void gguf_write_tensor(struct gguf_writer *writer, const char *name, uint32_t id, int32_t dim_count,
                        const int64_t *dim, const void *data, size_t bytes)
 {
+    if (skipped(writer, name))
+        return;
     writer->tensor_count++;
     put_text(&writer->tensors, name);
     put_u32(&writer->tensors, (uint32_t)dim_count);

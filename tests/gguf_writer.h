@@ -30,6 +30,7 @@ struct gguf_writer {
     int64_t value_lie;  /* added to the count of keys */
     int64_t tensor_lie;
     int64_t offset_lie; /* added to the next tensor's offset */
+    const char *skip;   /* a key or tensor of this name is left out; NULL: none */
     int64_t value_count;
     int64_t tensor_count;
     struct gguf_bytes values, tensors, body;
