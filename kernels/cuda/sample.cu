@@ -220,6 +220,12 @@ __device__ static int32_t pick(const float *x, int32_t V, const struct sampling 
     return draw_token(draw, least, sampling_uniform(sampling->seed, output_index), shared);
 }
 
+/* log softmax; logits may be so large that the mass is lost in their sum. */
+__device__ static inline float log_share(float x, float max_logit, double log_mass)
+{
+    return (float)((double)x - (double)max_logit - log_mass);
+}
+
 /* Log-probability, rank and likeliest tokens of the raw logits. */
 __device__ static void report(struct drawn *drawn, const float *logits, int32_t V, int32_t token,
                               int32_t top_count, struct shared_sums *shared)
@@ -233,11 +239,11 @@ __device__ static void report(struct drawn *drawn, const float *logits, int32_t 
         sum += max_logit > -INFINITY ? (double)expf(x - max_logit) : 0.0;
         above += x > own ? 1.0 : 0.0;
     }
-    double log_sum = (double)max_logit + log(sum_all(sum, shared));
+    double log_mass = log(sum_all(sum, shared));
     double rank = sum_all(above, shared);
     bool any = max_logit > -INFINITY;
     if (threadIdx.x == 0) {
-        drawn->logprob = any ? (float)((double)own - log_sum) : -INFINITY;
+        drawn->logprob = any ? log_share(own, max_logit, log_mass) : -INFINITY;
         drawn->rank = (int32_t)rank;
     }
     for (int32_t i = 0; i < min(top_count, V); i++) {
@@ -246,7 +252,7 @@ __device__ static void report(struct drawn *drawn, const float *logits, int32_t 
             break;
         if (threadIdx.x == 0) {
             drawn->top_token[i] = key_token(key);
-            drawn->top_logprob[i] = (float)((double)x - log_sum);
+            drawn->top_logprob[i] = log_share(x, max_logit, log_mass);
         }
         key = next_key(logits, V, key, shared);
     }
