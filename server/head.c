@@ -157,6 +157,32 @@ bool head_key_good(const struct head *head, const struct config_list *key)
     return good;
 }
 
+static int hex_digit(char c)
+{
+    if (c >= '0' && c <= '9')
+        return c - '0';
+    c = (char)(c | 0x20);
+    return c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
+
+size_t head_unescape(char *text)
+{
+    char *to = text;
+
+    for (const char *from = text; *from != '\0'; from++) {
+        int high = from[0] == '%' ? hex_digit(from[1]) : -1;
+        int low = high >= 0 ? hex_digit(from[2]) : -1;
+        if (low < 0 || high * 16 + low == 0) {
+            *to++ = *from;
+            continue;
+        }
+        *to++ = (char)(high * 16 + low);
+        from += 2;
+    }
+    *to = '\0';
+    return (size_t)(to - text);
+}
+
 bool head_id_good(const char *id)
 {
     size_t bytes = id == NULL ? 0 : strlen(id);

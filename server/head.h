@@ -38,6 +38,8 @@ int64_t head_body_bytes(const struct head *head);
 bool head_media_good(const struct head *head);
 /* Whether Authorization carries one of the keys. Takes as long for a near miss as for a far one. */
 bool head_key_good(const struct head *head, const struct config_list *key);
+/* Decodes %XX in place, but for %00; what is no escape stays. Returns the bytes. */
+size_t head_unescape(char *text);
 /* Whether a caller's request id may be echoed and logged: 1 to HEAD_ID_MAX safe characters. */
 bool head_id_good(const char *id);
 
