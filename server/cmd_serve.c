@@ -41,6 +41,25 @@ static int64_t now_us(void)
     return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
+/* ---- signals ---- */
+
+static void take_signals(struct serving *serving)
+{
+    sigemptyset(&serving->signals);
+    sigaddset(&serving->signals, SIGTERM);
+    sigaddset(&serving->signals, SIGINT);
+    sigaddset(&serving->signals, SIGUSR1);
+    signal(SIGHUP, SIG_IGN);
+    /* Threads inherit the mask: only the main thread ever sees these. */
+    pthread_sigmask(SIG_BLOCK, &serving->signals, NULL);
+}
+
+/* A signal that came while nobody waited for one. */
+static bool signalled(const struct serving *serving)
+{
+    return sigtimedwait(&serving->signals, NULL, &(struct timespec){0}) > 0;
+}
+
 /* ---- progress ---- */
 
 /* A line that grows in place on a terminal; elsewhere a log line every few seconds. */
@@ -50,6 +69,8 @@ static void tell_progress(void *context, double share, const char *what)
     int64_t now = now_us(), pause_us = serving->terminal ? 50000 : 5000000;
     char bar[33], status[160];
 
+    if (signalled(serving)) /* nothing is served yet, so there is nothing to finish */
+        _exit(EXIT_CODE_OK);
     if (share < 1 && now - serving->progress_us < pause_us)
         return;
     serving->progress_us = now;
@@ -67,38 +88,6 @@ static void tell_progress(void *context, double share, const char *what)
     if (share >= 1)
         fprintf(stderr, "\r%80s\r", "");
     fflush(stderr);
-}
-
-/* ---- signals ---- */
-
-/* Nothing is served while the model loads, so there is nothing to finish. */
-static void leave(int signal_number)
-{
-    (void)signal_number;
-    _exit(EXIT_CODE_OK);
-}
-
-static void take_signals(struct serving *serving)
-{
-    sigemptyset(&serving->signals);
-    sigaddset(&serving->signals, SIGTERM);
-    sigaddset(&serving->signals, SIGINT);
-    sigaddset(&serving->signals, SIGUSR1);
-    signal(SIGTERM, leave);
-    signal(SIGINT, leave);
-    signal(SIGHUP, SIG_IGN);
-    /* Threads inherit the mask: only the main thread ever sees these. */
-    pthread_sigmask(SIG_BLOCK, &serving->signals, NULL);
-}
-
-static void open_signals(bool open)
-{
-    sigset_t ends;
-
-    sigemptyset(&ends);
-    sigaddset(&ends, SIGTERM);
-    sigaddset(&ends, SIGINT);
-    pthread_sigmask(open ? SIG_UNBLOCK : SIG_BLOCK, &ends, NULL);
 }
 
 /* ---- start ---- */
@@ -137,9 +126,7 @@ static int load_model(struct serving *serving)
     command_model_options(config, &options);
     options.progress = tell_progress;
     options.progress_context = serving;
-    open_signals(true); /* leave at once */
     int result = model_open(&serving->model, &options, error, sizeof error);
-    open_signals(false);
     if (result < 0) {
         if (serving->terminal)
             fprintf(stderr, "\r%80s\r", "");
@@ -215,6 +202,16 @@ static int start(struct serving *serving)
 
 /* ---- stop ---- */
 
+/* The engine has ended every stream with an error; a hung device may not let the rest end. */
+static void leave_lost(struct serving *serving)
+{
+    log_error("main", "a device is lost: ending with exit code %d to be started again",
+              EXIT_CODE_LOST);
+    http_drain(serving->http);
+    http_wait_idle(serving->http, 1000000);
+    _exit(EXIT_CODE_LOST);
+}
+
 /* Lets running requests end: until none is left, the grace is over, or another signal comes. */
 static void drain(struct serving *serving)
 {
@@ -227,8 +224,11 @@ static void drain(struct serving *serving)
     log_info("main", "stopping requests=%lld grace_s=%.0f", (long long)left,
              serving->config.shutdown_timeout);
     while (left > 0 && now_us() < deadline_us) {
-        if (sigtimedwait(&serving->signals, NULL, &(struct timespec){0}) > 0) {
+        if (signalled(serving)) {
+            if (!engine_alive(serving->engine))
+                leave_lost(serving);
             log_info("main", "stopping at once requests=%lld", (long long)left);
+            pthread_sigmask(SIG_UNBLOCK, &serving->signals, NULL); /* a third one kills */
             return;
         }
         int64_t rest_us = deadline_us - now_us();
@@ -244,16 +244,6 @@ static void stop(struct serving *serving)
     engine_stop(serving->engine, 0);
     engine_destroy(serving->engine);
     model_close(serving->model);
-}
-
-/* The engine has ended every stream with an error; a hung device may not let the rest end. */
-static void leave_lost(struct serving *serving)
-{
-    log_error("main", "a device is lost: ending with exit code %d to be started again",
-              EXIT_CODE_LOST);
-    http_drain(serving->http);
-    http_wait_idle(serving->http, 1000000);
-    _exit(EXIT_CODE_LOST);
 }
 
 int cmd_serve(int argc, char **argv)
