@@ -550,7 +550,9 @@ static struct job *make_job(const struct completion *completion, struct stream *
     job->output_max = completion->max_tokens;
     job->output_max_given = completion->max_tokens_given;
     job->echo = completion->echo;
-    job->score_prompt = completion->echo && completion->logprobs_given;
+    /* Without tokens to put out, scoring is all there is to do, wanted or not. */
+    job->score_prompt =
+        completion->echo && (completion->logprobs_given || completion->max_tokens == 0);
     job->ignore_eos = completion->ignore_eos;
     job->skip_special = completion->skip_special;
     job->keep_stop = completion->keep_stop;
