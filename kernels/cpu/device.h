@@ -33,7 +33,7 @@ struct cpu_slot {
  * [K head][block_tokens][C], halves. */
 struct cpu_kv {
     int32_t layer_count, block_count, block_tokens, kv_head_count, head_width, group_count;
-    int32_t lanes;        /* positions in a run: CPU_KEY_LANES, or block_tokens where fewer */
+    int32_t lanes;        /* positions in a run: ATTEND_RUN, or block_tokens where fewer */
     int32_t table_length; /* blocks of the longest sequence */
     int32_t *layer_group; /* [layer_count] */
     int32_t *layer_index; /* [layer_count] among the layers of its group */
@@ -55,11 +55,12 @@ struct cpu_step {
 
 /* A worker's memory for attention; rows are (token, head of the group) pairs. */
 struct cpu_attend {
-    float *q;     /* [CPU_ROWS_MAX, C] */
-    float *out;   /* [CPU_ROWS_MAX, padded C] */
-    float *score; /* [CPU_ROWS_MAX, ATTEND_TILE] */
-    float *key;   /* [C, ATTEND_TILE] */
-    float *value; /* [ATTEND_TILE, padded C] */
+    float *q;                /* [CPU_ROWS_MAX, C] */
+    float *out;              /* [CPU_ROWS_MAX, padded C] */
+    float *score;            /* [CPU_ROWS_MAX, ATTEND_TILE] */
+    float *key;              /* [C, ATTEND_TILE] */
+    float *value;            /* [ATTEND_TILE, padded C] */
+    struct attend_tile tile; /* or where they lie in the cache */
     float max[CPU_ROWS_MAX], sum[CPU_ROWS_MAX], factor[CPU_ROWS_MAX];
 };
 
@@ -108,6 +109,7 @@ struct device {
     void *linear_scratch;
     struct cpu_attend *attend; /* [threads] */
     int32_t *attend_first;     /* [slot_max + 1] first attention task of each row */
+    uint16_t *attend_zero;     /* [ATTEND_RUN, padded C] */
     struct cpu_pick *pick;     /* [threads] */
     int32_t chunk_count;       /* of V */
     struct chunk_sum *chunk;   /* [sample_max, chunk_count] of the raw logits */

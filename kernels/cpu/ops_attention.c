@@ -43,7 +43,8 @@ int cpu_attention_open(struct device *device)
     device->attend = cpu_alloc(device, (size_t)threads * sizeof(*device->attend));
     device->attend_first =
         cpu_alloc(device, (size_t)(device->options.slot_max + 1) * sizeof(int32_t));
-    if (device->attend == NULL || device->attend_first == NULL)
+    device->attend_zero = cpu_alloc(device, ATTEND_RUN * wide * sizeof(*device->attend_zero));
+    if (device->attend == NULL || device->attend_first == NULL || device->attend_zero == NULL)
         return -ENOMEM;
     for (int32_t i = 0; i < threads; i++) {
         struct cpu_attend *attend = &device->attend[i];
@@ -121,6 +122,28 @@ static void load_tile(const struct attend_call *call, const struct attend_task *
     }
 }
 
+/* Where a tile's keys and values lie; zeros for what no row sees. */
+static void find_tile(const struct attend_call *call, const struct attend_task *task,
+                      int32_t tile_first, const uint16_t **key, const uint16_t **value)
+{
+    struct device *device = call->device;
+    int32_t layer = call->args->layer, tokens = device->kv.block_tokens;
+    const int32_t *table = cpu_kv_table(device, layer, task->row->slot);
+
+    for (int32_t i = 0; i < ATTEND_TILE / ATTEND_RUN; i++) {
+        int32_t p = tile_first + i * ATTEND_RUN;
+        bool seen = p + ATTEND_RUN > task->visible_first && p <= task->visible_final;
+        key[i] = seen ? cpu_kv_key(device, layer, task->kv_head, table[p / tokens], p % tokens)
+                      : device->attend_zero;
+    }
+    for (int32_t i = 0; i < ATTEND_TILE; i++) {
+        int32_t p = tile_first + i;
+        bool seen = p >= task->visible_first && p <= task->visible_final;
+        value[i] = seen ? cpu_kv_value(device, layer, task->kv_head, table[p / tokens], p % tokens)
+                        : device->attend_zero;
+    }
+}
+
 /* Scores of one row become weights: those that it does not see 0. */
 static void soften_row(const struct attend_call *call, const struct attend_task *task,
                        struct cpu_attend *attend, int32_t r, int32_t tile_first)
@@ -189,24 +212,65 @@ static struct attend_task task_of(const struct attend_call *call, int32_t index)
     return task;
 }
 
+static void soften_rows(const struct attend_call *call, const struct attend_task *task,
+                        struct cpu_attend *attend, int32_t tile_first)
+{
+    for (int32_t r = 0; r < task->count; r++)
+        soften_row(call, task, attend, r, tile_first);
+}
+
+static int32_t tile_start(int32_t position)
+{
+    return position / ATTEND_TILE * ATTEND_TILE;
+}
+
+static void attend_by_tiles(const struct attend_call *call, const struct attend_task *task,
+                            struct cpu_attend *attend)
+{
+    const struct cpu_vector *vector = call->device->vector;
+    int32_t C = call->args->head_width;
+
+    for (int32_t p = tile_start(task->visible_first); p <= task->visible_final; p += ATTEND_TILE) {
+        load_tile(call, task, attend, p);
+        vector->scores(attend->score, attend->q, attend->key, task->count, C);
+        soften_rows(call, task, attend, p);
+        vector->values(attend->out, attend->factor, attend->score, attend->value, task->count,
+                       padded(C));
+    }
+}
+
+static void attend_direct(const struct attend_call *call, const struct attend_task *task,
+                          struct cpu_attend *attend)
+{
+    const struct cpu_vector *vector = call->device->vector;
+    struct attend_tile *tile = &attend->tile;
+    int32_t C = call->args->head_width, p = tile_start(task->visible_first);
+
+    find_tile(call, task, p, tile->next_key, tile->next_value);
+    for (; p <= task->visible_final; p += ATTEND_TILE) {
+        memcpy(tile->key, tile->next_key, sizeof(tile->key));
+        memcpy(tile->value, tile->next_value, sizeof(tile->value));
+        find_tile(call, task, p + ATTEND_TILE, tile->next_key, tile->next_value);
+        vector->scores_direct(attend->score, attend->q, tile, task->count, C);
+        soften_rows(call, task, attend, p);
+        vector->values_direct(attend->out, attend->factor, attend->score, tile, task->count, C);
+    }
+}
+
 static void attend(void *context, int32_t index, int32_t worker)
 {
     const struct attend_call *call = context;
-    const struct cpu_vector *vector = call->device->vector;
-    struct cpu_attend *attend = &call->device->attend[worker];
+    const struct device *device = call->device;
+    struct cpu_attend *attend = &device->attend[worker];
     struct attend_task task = task_of(call, index);
-    int32_t C = call->args->head_width;
+    bool direct = task.count <= device->vector->direct_max && device->kv.lanes == ATTEND_RUN &&
+                  call->args->head_width % ATTEND_ALIGN == 0;
 
     load_queries(call, &task, attend);
-    for (int32_t p = task.visible_first / ATTEND_TILE * ATTEND_TILE; p <= task.visible_final;
-         p += ATTEND_TILE) {
-        load_tile(call, &task, attend, p);
-        vector->scores(attend->score, attend->q, attend->key, task.count, C);
-        for (int32_t r = 0; r < task.count; r++)
-            soften_row(call, &task, attend, r, p);
-        vector->values(attend->out, attend->factor, attend->score, attend->value, task.count,
-                       padded(C));
-    }
+    if (direct)
+        attend_direct(call, &task, attend);
+    else
+        attend_by_tiles(call, &task, attend);
     for (int32_t r = 0; r < task.count; r++)
         finish_row(call, &task, attend, r);
 }

@@ -136,3 +136,107 @@ static void values(float *out, const float *factor, const float *weight, const f
     if (r < rows)
         value_rows(out + (int64_t)r * C, factor + r, weight + r * ATTEND_TILE, value, 1, C);
 }
+
+/* ---- the same, with halves converted where they are used ----
+ *
+ * The first rows of a call also ask for the next tile, line by line: the processor does not
+ * foresee the jumps between blocks. */
+
+static inline __attribute__((always_inline)) void score_rows_direct(float *score, const float *q,
+                                                                    const struct attend_tile *tile,
+                                                                    int rows, int32_t C, bool ask)
+{
+    for (int32_t p = 0; p < ATTEND_TILE; p += 2 * LANES) {
+        int32_t run = p / ATTEND_RUN, run1 = (p + LANES) / ATTEND_RUN;
+        const uint16_t *first = tile->key[run] + p % ATTEND_RUN;
+        const uint16_t *second = tile->key[run1] + (p + LANES) % ATTEND_RUN;
+        vfloat sum[SIMD_ROWS][2];
+        for (int r = 0; r < rows; r++)
+            sum[r][0] = sum[r][1] = v_set(0.0f);
+        for (int32_t c = 0; c < C; c++) {
+            if (ask)
+                __builtin_prefetch((c % 2 == 0 ? tile->next_key[run] : tile->next_key[run1]) +
+                                   c * ATTEND_RUN);
+            vfloat k0 = v_load_f16(first + c * ATTEND_RUN);
+            vfloat k1 = v_load_f16(second + c * ATTEND_RUN);
+            for (int r = 0; r < rows; r++) {
+                vfloat a = v_set(q[(int64_t)r * C + c]);
+                sum[r][0] = v_fma(a, k0, sum[r][0]);
+                sum[r][1] = v_fma(a, k1, sum[r][1]);
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            v_store(score + r * ATTEND_TILE + p, sum[r][0]);
+            v_store(score + r * ATTEND_TILE + p + LANES, sum[r][1]);
+        }
+    }
+}
+
+static void scores_direct(float *score, const float *q, const struct attend_tile *tile,
+                          int32_t rows, int32_t C)
+{
+    int32_t r = rows >= SIMD_ROWS ? SIMD_ROWS : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+
+    if (r == SIMD_ROWS)
+        score_rows_direct(score, q, tile, SIMD_ROWS, C, true);
+    else if (r == 4)
+        score_rows_direct(score, q, tile, 4, C, true);
+    else if (r == 2)
+        score_rows_direct(score, q, tile, 2, C, true);
+    else
+        score_rows_direct(score, q, tile, 1, C, true);
+    for (; r + 4 <= rows; r += 4)
+        score_rows_direct(score + r * ATTEND_TILE, q + (int64_t)r * C, tile, 4, C, false);
+    for (; r < rows; r++)
+        score_rows_direct(score + r * ATTEND_TILE, q + (int64_t)r * C, tile, 1, C, false);
+}
+
+static inline __attribute__((always_inline)) void value_rows_direct(float *out, const float *factor,
+                                                                    const float *weight,
+                                                                    const struct attend_tile *tile,
+                                                                    int rows, int32_t C, bool ask)
+{
+    for (int32_t c = 0; c < C; c += 2 * LANES) {
+        vfloat sum[SIMD_ROWS][2];
+        for (int r = 0; r < rows; r++) {
+            sum[r][0] = v_load(out + (int64_t)r * C + c) * v_set(factor[r]);
+            sum[r][1] = v_load(out + (int64_t)r * C + c + LANES) * v_set(factor[r]);
+        }
+        for (int32_t p = 0; p < ATTEND_TILE; p++) {
+            if (ask)
+                __builtin_prefetch(tile->next_value[p] + c);
+            vfloat v0 = v_load_f16(tile->value[p] + c);
+            vfloat v1 = v_load_f16(tile->value[p] + c + LANES);
+            for (int r = 0; r < rows; r++) {
+                vfloat a = v_set(weight[r * ATTEND_TILE + p]);
+                sum[r][0] = v_fma(a, v0, sum[r][0]);
+                sum[r][1] = v_fma(a, v1, sum[r][1]);
+            }
+        }
+        for (int r = 0; r < rows; r++) {
+            v_store(out + (int64_t)r * C + c, sum[r][0]);
+            v_store(out + (int64_t)r * C + c + LANES, sum[r][1]);
+        }
+    }
+}
+
+static void values_direct(float *out, const float *factor, const float *weight,
+                          const struct attend_tile *tile, int32_t rows, int32_t C)
+{
+    int32_t r = rows >= SIMD_ROWS ? SIMD_ROWS : rows >= 4 ? 4 : rows >= 2 ? 2 : 1;
+
+    if (r == SIMD_ROWS)
+        value_rows_direct(out, factor, weight, tile, SIMD_ROWS, C, true);
+    else if (r == 4)
+        value_rows_direct(out, factor, weight, tile, 4, C, true);
+    else if (r == 2)
+        value_rows_direct(out, factor, weight, tile, 2, C, true);
+    else
+        value_rows_direct(out, factor, weight, tile, 1, C, true);
+    for (; r + 4 <= rows; r += 4)
+        value_rows_direct(out + (int64_t)r * C, factor + r, weight + r * ATTEND_TILE, tile, 4, C,
+                          false);
+    for (; r < rows; r++)
+        value_rows_direct(out + (int64_t)r * C, factor + r, weight + r * ATTEND_TILE, tile, 1, C,
+                          false);
+}

@@ -63,7 +63,7 @@ int cpu_kv_open(struct device *device, const struct kv_shape *shape)
         .kv_head_count = shape->kv_head_count,
         .head_width = shape->head_width,
         .group_count = shape->group_count,
-        .lanes = shape->block_tokens < CPU_KEY_LANES ? shape->block_tokens : CPU_KEY_LANES,
+        .lanes = shape->block_tokens < ATTEND_RUN ? shape->block_tokens : ATTEND_RUN,
         .table_length = (device->options.context_max - 1) / shape->block_tokens + 1,
         .layer_stride = layer_halves(shape),
         .block_stride = layer_halves(shape) * group_layer_max(shape),

@@ -15,7 +15,7 @@
 #include <immintrin.h>
 
 #define SIMD_NAME(name) name##_avx512
-enum { LANES = 16, SIMD_ROWS = 8 };
+enum { LANES = 16, SIMD_ROWS = 8, SIMD_DIRECT = 8 };
 typedef __m512 vfloat;
 typedef __m512i vint;
 
@@ -102,7 +102,7 @@ static inline void v_store_f16(uint16_t *p, vfloat a)
 #include <immintrin.h>
 
 #define SIMD_NAME(name) name##_avx2
-enum { LANES = 8, SIMD_ROWS = 4 };
+enum { LANES = 8, SIMD_ROWS = 4, SIMD_DIRECT = 4 };
 typedef __m256 vfloat;
 typedef __m256i vint;
 
@@ -188,7 +188,7 @@ static inline void v_store_f16(uint16_t *p, vfloat a)
 #else
 
 #define SIMD_NAME(name) name##_plain
-enum { LANES = 4, SIMD_ROWS = 4 };
+enum { LANES = 4, SIMD_ROWS = 4, SIMD_DIRECT = 0 };
 typedef float vfloat __attribute__((vector_size(16)));
 typedef int32_t vint __attribute__((vector_size(16)));
 

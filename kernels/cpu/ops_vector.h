@@ -13,6 +13,7 @@
 
 enum {
     ATTEND_TILE = 32,    /* positions, counted from 0: the unit of the running softmax */
+    ATTEND_RUN = 16,     /* positions whose keys lie transposed together */
     ATTEND_ALIGN = 32,   /* columns of v and of accumulators are padded to a multiple */
     SAMPLE_CHUNK = 1024, /* logits of which one maximum and one sum are kept */
 };
@@ -22,6 +23,13 @@ struct chunk_sum {
     float max;
     float raw;      /* at temperature 1, where asked for */
     float tempered; /* at the sample's, where asked for */
+};
+
+/* Where a tile lies in the cache: runs of keys, [C, ATTEND_RUN] each, and rows of values, [C]
+ * each; and the tile that will be asked for next. */
+struct attend_tile {
+    const uint16_t *key[ATTEND_TILE / ATTEND_RUN], *next_key[ATTEND_TILE / ATTEND_RUN];
+    const uint16_t *value[ATTEND_TILE], *next_value[ATTEND_TILE];
 };
 
 struct cpu_vector {
@@ -46,6 +54,13 @@ struct cpu_vector {
     void (*load_key)(float *target, const uint16_t *key, int32_t lanes, int32_t C);
     /* `count` halves to floats. */
     void (*load_value)(float *target, const uint16_t *value, int32_t count);
+    /* The same bits as scores and values below, straight from the cache, without a tile of floats
+     * between: faster for up to direct_max rows. C must be a multiple of ATTEND_ALIGN. */
+    int32_t direct_max;
+    void (*scores_direct)(float *score, const float *q, const struct attend_tile *tile,
+                          int32_t rows, int32_t C);
+    void (*values_direct)(float *out, const float *factor, const float *weight,
+                          const struct attend_tile *tile, int32_t rows, int32_t C);
     /* score[r, p] = sum over c, ascending, of q[r, c] * key[c, p]. [rows, ATTEND_TILE] */
     void (*scores)(float *score, const float *q, const float *key, int32_t rows, int32_t C);
     /* One row of the running softmax: scores become weights, max and sum go on; gives the factor
