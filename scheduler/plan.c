@@ -50,6 +50,7 @@ static void add_sample(struct scheduler *s, struct plan_sample sample)
     struct plan *plan = &s->making.buffer->plan;
 
     assert(s->making.sample_left > 0);
+    assert(plan->sample_count < s->config.sample_max);
     s->making.sample_left--;
     s->making.buffer->sample[plan->sample_count++] = sample;
 }

@@ -22,10 +22,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TURN_LIMIT = 100000, MARK_SEED_COUNT = 2000 };
+enum { STALL_LIMIT = 4000, MARK_SEED_COUNT = 2000 };
 
 static int64_t job_done_count;
 static uint64_t digest;
+static int32_t stalled_count; /* turns since a sequence came a token further or ended */
 /* Scores of each job's prompt, by token: a heir may go over some again. */
 static uint8_t job_scored[JOB_LIMIT][CONTEXT_LIMIT];
 
@@ -192,6 +193,19 @@ static void maybe_cancel(void)
 
 /* ---- what a plan must be like ---- */
 
+/* Whether a plan in flight, other than the newest, has a row of this sequence. */
+static bool in_flight_before(int32_t seq)
+{
+    for (int32_t i = 0; i < flight_count - 1; i++) {
+        const struct plan *plan = flights[(flight_first + i) % PLAN_DEPTH].plan;
+        for (int32_t r = 0; r < plan->row_count; r++) {
+            if (plan->row[r].seq == seq)
+                return true;
+        }
+    }
+    return false;
+}
+
 static void check_plan(const struct plan *plan)
 {
     int32_t token_count = 0;
@@ -209,6 +223,7 @@ static void check_plan(const struct plan *plan)
         CHECK(row->position + row->token_count < life->prompt_count + life->output_max ||
               life->output_max == 0);
         CHECK(config.chunk_token_max == 0 || row->token_count <= config.chunk_token_max);
+        CHECK(!s->pool.seq[row->seq].host_dependent || !in_flight_before(row->seq));
         prompt_row |= row->token_count > 1;
         seen[row->seq] = true;
         token_count += row->token_count;
@@ -274,6 +289,7 @@ static void take_draw(const struct flight *flight, int32_t index, struct sample_
     CHECK(life->output_count == sample->output_index);
     CHECK(flight->draw[index] == life->token[life->prompt_count + life->output_count]);
     life->output_count++;
+    stalled_count = 0;
     result->stop = sample->output_index == life->stop_index;
     life->ended = result->stop || life->output_count == life->output_max;
     mark(MARK_ended_by_length, life->output_count == life->output_max);
@@ -295,6 +311,7 @@ static void take_score(const struct flight *flight, int32_t index)
 
     job_scored[life->job][sample->token_index] = 1;
     life->scored_count++;
+    stalled_count = 0;
     if (life->output_max > 0 || life->ended || sample->token_index < life->prompt_count - 1)
         return;
     mark(MARK_scored_only, true);
@@ -354,6 +371,7 @@ static void reap(void)
         note((uint64_t)(end.seq * 4 + (int32_t)end.reason));
         remember(life);
         life->used = false;
+        stalled_count = 0;
     }
 }
 
@@ -414,10 +432,11 @@ static void end_of_seed(void)
 
 static void run_seed(uint64_t seed)
 {
-    int32_t turn_count = 0, idle_count = 0;
+    int32_t idle_count = 0;
 
     random_start(seed);
     digest = seed;
+    stalled_count = 0;
     memset(lives, 0, sizeof(lives));
     flight_first = flight_count = 0;
     job_done_count = 0;
@@ -429,7 +448,7 @@ static void run_seed(uint64_t seed)
     device_init();
     while (job_done_count < swarm.job_count || !scheduler_idle(s)) {
         turn();
-        CHECK(++turn_count < TURN_LIMIT);
+        CHECK(++stalled_count < STALL_LIMIT);
         idle_count += scheduler_idle(s);
     }
     mark(MARK_drained_and_refilled, idle_count > 1);
