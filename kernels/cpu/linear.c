@@ -15,16 +15,15 @@ enum {
     CHUNK_BYTES = 512 * 1024, /* activations that stay in a core's L2 cache */
     CHUNK_TOKENS_MIN = 24,
     CHUNK_TOKENS_MAX = 192,
-    TASK_UNITS_MIN = 4,
+    FEW_TOKENS = 32,
+    TASKS_PER_THREAD_FEW = 32, /* units are short: what matters is that threads end together */
+    TASKS_PER_THREAD_MANY = 8, /* units are long, and share the activations of a chunk */
     QUANTISE_TOKENS = 8, /* of a task; fewer tokens than this are not worth a run of the pool */
 };
 
 /* A thread's own memory. */
 struct worker_scratch {
-    union {
-        struct linear_panel panel;
-        float values[LINEAR_FLOAT_VALUES * LINEAR_UNIT_ROWS_MAX];
-    };
+    struct linear_panel panel;
     _Alignas(64) float sum[(CHUNK_TOKENS_MAX + LINEAR_TOKENS_SPARE) * LINEAR_UNIT_ROWS_MAX];
 };
 
@@ -101,6 +100,12 @@ static bool any_quantised(const struct weight *weight)
 
 /* ---- units ---- */
 
+static int64_t unit_bytes(const struct job *job, const struct weight_part *part)
+{
+    return (int64_t)linear_group_bytes(part->format, job->call->weight->in) *
+           (job->kernels->unit_rows / LINEAR_ROWS);
+}
+
 static void unit_groups(const struct job *job, const struct weight_part *part, int32_t unit,
                         const uint8_t *group[2])
 {
@@ -119,19 +124,18 @@ static void unit_groups(const struct job *job, const struct weight_part *part, i
 static void sum_codes(const struct job *job, const struct piece *piece,
                       const uint8_t *const group[2], struct worker_scratch *scratch)
 {
+    int32_t in = job->call->weight->in;
     struct linear_layout layout = linear_layout(piece->part->format);
-    const struct linear_block *block =
-        job->block + (ptrdiff_t)piece->token_first * job->block_count;
+    size_t headers = linear_headers_bytes(&layout, in);
     struct linear_tile tile = {
         .layout = &layout,
-        .panel = &scratch->panel,
-        .group = {group[0], group[1]},
-        .in = job->call->weight->in,
-        .ahead = (int64_t)linear_group_bytes(piece->part->format, job->call->weight->in) *
-                 (job->kernels->unit_rows / LINEAR_ROWS),
-        .block = block,
-        .block_stride = job->block_count,
+        .header = {group[0], group[1]},
+        .code = {group[0] + headers, group[1] + headers},
+        .ahead = unit_bytes(job, piece->part),
         .block_count = job->block_count,
+        .panel = &scratch->panel,
+        .block = job->block + (ptrdiff_t)piece->token_first * job->block_count,
+        .block_stride = job->block_count,
         .token_count = piece->token_count,
         .sum = scratch->sum,
     };
@@ -143,10 +147,13 @@ static void sum_codes(const struct job *job, const struct piece *piece,
     for (int32_t first = 0; first < job->block_count; first += LINEAR_PANEL_BLOCKS) {
         int32_t left = job->block_count - first;
 
-        tile.block = block + first;
+        tile.block_first = first;
         tile.block_count = left < LINEAR_PANEL_BLOCKS ? left : LINEAR_PANEL_BLOCKS;
-        job->kernels->decode(&layout, group, tile.in, first, tile.block_count, &scratch->panel);
+        job->kernels->decode(&tile);
         job->kernels->tile(&tile);
+        tile.block += LINEAR_PANEL_BLOCKS;
+        tile.code[0] += LINEAR_PANEL_BLOCKS * layout.tile_bytes;
+        tile.code[1] += LINEAR_PANEL_BLOCKS * layout.tile_bytes;
     }
 }
 
@@ -154,22 +161,18 @@ static void sum_floats(const struct job *job, const struct piece *piece,
                        const uint8_t *const group[2], struct worker_scratch *scratch)
 {
     const struct linear_call *call = job->call;
-    int32_t in = call->weight->in;
+    struct linear_float_tile tile = {
+        .format = piece->part->format,
+        .group = {group[0], group[1]},
+        .ahead = unit_bytes(job, piece->part),
+        .in = call->weight->in,
+        .x = call->x + piece->token_first * call->x_stride,
+        .x_stride = call->x_stride,
+        .token_count = piece->token_count,
+        .sum = scratch->sum,
+    };
 
-    for (int32_t first = 0; first < in; first += LINEAR_FLOAT_VALUES) {
-        struct linear_float_tile tile = {
-            .panel = scratch->values,
-            .x = call->x + piece->token_first * call->x_stride + first,
-            .x_stride = call->x_stride,
-            .value_count = in - first < LINEAR_FLOAT_VALUES ? in - first : LINEAR_FLOAT_VALUES,
-            .token_count = piece->token_count,
-            .sum = scratch->sum,
-        };
-
-        job->kernels->decode_float(piece->part->format, group, first, tile.value_count,
-                                   scratch->values);
-        job->kernels->tile_float(&tile);
-    }
+    job->kernels->tile_float(&tile);
 }
 
 /* Sums of a unit to their places, with the bias. */
@@ -265,6 +268,17 @@ static void run_task(void *context, int32_t task, int32_t worker)
     }
 }
 
+static int32_t task_count(const struct pool *pool, const struct job *job)
+{
+    bool few = job->call->T <= FEW_TOKENS;
+    int64_t most =
+        (int64_t)pool_thread_count(pool) * (few ? TASKS_PER_THREAD_FEW : TASKS_PER_THREAD_MANY);
+    int64_t tasks = few ? job->unit_count / 2 : job->unit_count;
+
+    tasks = tasks < most ? tasks : most;
+    return tasks < 1 ? 1 : (int32_t)tasks;
+}
+
 void linear_run(struct pool *pool, enum cpu_isa isa, const struct linear_call *call)
 {
     const struct weight *weight = call->weight;
@@ -285,6 +299,6 @@ void linear_run(struct pool *pool, enum cpu_isa isa, const struct linear_call *c
         pool_run(pool, quantise_task, &job, (call->T - 1) / QUANTISE_TOKENS + 1);
     for (int32_t i = 0; i < weight->part_count; i++)
         job.unit_count += unit_count(&job, &weight->part[i]);
-    job.task_count = pool_task_count(pool, job.unit_count, TASK_UNITS_MIN);
+    job.task_count = task_count(pool, &job);
     pool_run(pool, run_task, &job, job.task_count);
 }

@@ -223,6 +223,5 @@ const struct linear_kernels linear_avx2 = {
     .decode = decode,
     .tile = tile,
     .direct = direct,
-    .decode_float = decode_float,
     .tile_float = tile_float,
 };

@@ -68,6 +68,5 @@ const struct linear_kernels linear_avx512 = {
     .decode = decode,
     .tile = tile,
     .direct = direct,
-    .decode_float = decode_float,
     .tile_float = tile_float,
 };

@@ -78,6 +78,5 @@ const struct linear_kernels linear_avx512bf16 = {
     .decode = decode,
     .tile = tile,
     .direct = direct,
-    .decode_float = decode_float,
     .tile_float = tile_float,
 };

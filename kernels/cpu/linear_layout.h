@@ -29,10 +29,9 @@ enum {
     LINEAR_UNIT_ROWS_MAX = 32, /* rows that a kernel computes at a time, at most */
     LINEAR_PANEL_BLOCKS = 16,  /* blocks of a panel */
     LINEAR_PANEL_VALUES = LINEAR_PANEL_BLOCKS * LINEAR_BLOCK,
-    LINEAR_FLOAT_VALUES = 256,  /* values of a panel of floats */
     LINEAR_TILE_BYTES = 8 * 64, /* of plain codes */
     LINEAR_Q_MAX = 32639,       /* of an activation: its high byte, rounded, is 127 */
-    LINEAR_TOKENS_SPARE = 5,
+    LINEAR_TOKENS_SPARE = 1,
     LINEAR_TABLE_ZERO = 128, /* what codes of tables are shifted by in a panel */
 };
 
@@ -146,22 +145,25 @@ struct linear_panel {
  * blocks and sums beyond the last token are memory of the caller's that nobody else uses. */
 struct linear_tile {
     const struct linear_layout *layout;
-    const struct linear_panel *panel; /* tile: the weights */
-    const uint8_t *group[2];          /* direct: the weights; group[1] where a unit is two */
-    int32_t in;                       /* direct */
-    int64_t ahead;                    /* direct: bytes to the weights that come next */
-    const struct linear_block *block; /* of the first token, at the first block */
-    int64_t block_stride;             /* to the next token */
+    const uint8_t *header[2]; /* of the unit's groups; [1] where a unit is two */
+    const uint8_t *code[2];   /* the tiles of their block block_first */
+    int64_t ahead;            /* bytes from these to the next unit's */
+    int32_t block_first;
     int32_t block_count;
+    struct linear_panel *panel;       /* decode writes it, tile reads it */
+    const struct linear_block *block; /* of the first token, at block_first */
+    int64_t block_stride;             /* to the next token */
     int32_t token_count;
     float *sum; /* [token_count][unit_rows], added to */
 };
 
 struct linear_float_tile {
-    const float *panel; /* [value_count][unit_rows] */
+    enum format format;
+    const uint8_t *group[2]; /* of the unit; [1] where a unit is two */
+    int64_t ahead;           /* bytes from these to the next unit's */
+    int32_t in;
     const float *x;
     int64_t x_stride;
-    int32_t value_count;
     int32_t token_count;
     float *sum; /* [token_count][unit_rows], added to */
 };
@@ -171,15 +173,11 @@ struct linear_kernels {
     int32_t direct_tokens; /* up to so many `direct` takes; 0: it is not there */
     /* `in` values of one token to blocks. */
     void (*quantise)(const float *x, int32_t in, struct linear_block *target);
-    /* Blocks [block_first, + block_count) of the unit whose groups start at group[0] and (where
-     * a unit is two) group[1]. */
-    void (*decode)(const struct linear_layout *layout, const uint8_t *const group[2], int32_t in,
-                   int32_t block_first, int32_t block_count, struct linear_panel *panel);
+    /* Some blocks of the unit to the panel, and from there to the sums. */
+    void (*decode)(const struct linear_tile *tile);
     void (*tile)(const struct linear_tile *tile);
-    /* The same as decode and tile of all blocks. */
+    /* Both, without the panel. */
     void (*direct)(const struct linear_tile *tile);
-    void (*decode_float)(enum format format, const uint8_t *const group[2], int32_t value_first,
-                         int32_t value_count, float *panel);
     void (*tile_float)(const struct linear_float_tile *tile);
 };
 

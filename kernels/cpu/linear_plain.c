@@ -63,18 +63,16 @@ static void decode_tile(const struct format_scheme *scheme, const uint8_t *tile,
     }
 }
 
-static void decode(const struct linear_layout *layout, const uint8_t *const group[2], int32_t in,
-                   int32_t block_first, int32_t block_count, struct linear_panel *panel)
+static void decode(const struct linear_tile *t)
 {
-    const uint8_t *tile = group[0] + linear_headers_bytes(layout, in) +
-                          (size_t)block_first * (size_t)layout->tile_bytes;
+    struct linear_panel *panel = t->panel;
 
-    for (int32_t b = 0; b < block_count; b++) {
-        decode_tile(layout->scheme, tile + (size_t)b * (size_t)layout->tile_bytes,
+    for (int32_t b = 0; b < t->block_count; b++) {
+        decode_tile(t->layout->scheme, t->code[0] + (size_t)b * (size_t)t->layout->tile_bytes,
                     panel->code + (size_t)b * LINEAR_TILE_BYTES);
         for (int32_t i = 0; i < 2 * UNIT_ROWS; i++) {
-            int32_t value = (block_first + b) * LINEAR_BLOCK + i / UNIT_ROWS * 16;
-            struct linear_scale scale = linear_scale(layout, group[0], i % UNIT_ROWS, value);
+            int32_t value = (t->block_first + b) * LINEAR_BLOCK + i / UNIT_ROWS * 16;
+            struct linear_scale scale = linear_scale(t->layout, t->header[0], i % UNIT_ROWS, value);
 
             panel->scale[b * 2 * UNIT_ROWS + i] = scale.scale;
             panel->min[b * 2 * UNIT_ROWS + i] = scale.min;
@@ -135,24 +133,20 @@ static void tile(const struct linear_tile *t)
 
 /* ---- floats ---- */
 
-static void decode_float(enum format format, const uint8_t *const group[2], int32_t value_first,
-                         int32_t value_count, float *panel)
-{
-    size_t bytes = (size_t)format_info(format)->block_bytes * UNIT_ROWS;
-
-    format_dequantise(format, group[0] + (size_t)value_first * bytes,
-                      (int64_t)value_count * UNIT_ROWS, panel);
-}
-
 static void tile_float(const struct linear_float_tile *t)
 {
-    for (int32_t token = 0; token < t->token_count; token++) {
-        const float *x = t->x + token * t->x_stride;
-        float *sum = t->sum + (ptrdiff_t)token * UNIT_ROWS;
+    size_t bytes = (size_t)format_info(t->format)->block_bytes * UNIT_ROWS;
 
-        for (int32_t i = 0; i < t->value_count; i++) {
+    for (int32_t i = 0; i < t->in; i++) {
+        float w[UNIT_ROWS];
+
+        format_dequantise(t->format, t->group[0] + (size_t)i * bytes, UNIT_ROWS, w);
+        for (int32_t token = 0; token < t->token_count; token++) {
+            float x = t->x[token * t->x_stride + i];
+            float *sum = t->sum + (ptrdiff_t)token * UNIT_ROWS;
+
             for (int32_t row = 0; row < UNIT_ROWS; row++)
-                sum[row] = fmaf(t->panel[i * UNIT_ROWS + row], x[i], sum[row]);
+                sum[row] = fmaf(w[row], x, sum[row]);
         }
     }
 }
@@ -162,6 +156,5 @@ const struct linear_kernels linear_plain = {
     .quantise = quantise,
     .decode = decode,
     .tile = tile,
-    .decode_float = decode_float,
     .tile_float = tile_float,
 };

@@ -86,21 +86,22 @@ INLINE void decode_tile(int32_t code_bits, const int8_t *table, const uint8_t *t
     }
 }
 
-static void decode_half(const struct linear_layout *layout, const uint8_t *tile,
-                        int32_t block_count, uint8_t *target)
+static void decode_half(const struct linear_tile *t, const uint8_t *tile, uint8_t *target)
 {
-    for (int32_t b = 0; b < block_count; b++) {
-        if (layout->scheme->table != NULL)
-            decode_tile(4, layout->scheme->table, tile, target);
-        else if (layout->scheme->code_bits == 4)
+    const struct format_scheme *scheme = t->layout->scheme;
+
+    for (int32_t b = 0; b < t->block_count; b++) {
+        if (scheme->table != NULL)
+            decode_tile(4, scheme->table, tile, target);
+        else if (scheme->code_bits == 4)
             decode_tile(4, NULL, tile, target);
-        else if (layout->scheme->code_bits == 5)
+        else if (scheme->code_bits == 5)
             decode_tile(5, NULL, tile, target);
-        else if (layout->scheme->code_bits == 6)
+        else if (scheme->code_bits == 6)
             decode_tile(6, NULL, tile, target);
         else
             decode_tile(8, NULL, tile, target);
-        tile += layout->tile_bytes;
+        tile += t->layout->tile_bytes;
         target += BLOCK_CODE_BYTES;
     }
 }
@@ -171,48 +172,52 @@ INLINE void load_scales(enum linear_scales scales, const uint8_t *bytes, const u
     }
 }
 
-/* Scales and mins of block `block` of half a unit to half of a panel's block. */
-INLINE void decode_scales(const struct linear_layout *layout, const uint8_t *headers, int32_t row,
-                          int32_t block, float *scale_target, float *min_target)
+/* Scales and mins of block b of half a unit to that half of a panel's block. */
+INLINE void decode_scales(const struct linear_tile *t, int32_t half, int32_t b, float *scale_target,
+                          float *min_target)
 {
-    int32_t blocks_of_header = layout->block_values / LINEAR_BLOCK;
-    const uint8_t *header = headers + block / blocks_of_header * layout->header_bytes;
+    int32_t block = t->block_first + b, row = half * LANES % LINEAR_ROWS;
+    int32_t blocks_of_header = t->layout->block_values / LINEAR_BLOCK;
+    const uint8_t *header =
+        t->header[half % UNIT_GROUPS] + block / blocks_of_header * t->layout->header_bytes;
     vfloat scale[2], min[2];
 
-    load_scales(layout->scales, header + row, header + 2 * (ptrdiff_t)row, block % blocks_of_header,
-                scale, min);
+    load_scales(t->layout->scales, header + row, header + 2 * (ptrdiff_t)row,
+                block % blocks_of_header, scale, min);
     for (int32_t i = 0; i < 2; i++) {
-        v_store(scale_target + (ptrdiff_t)i * UNIT_ROWS, scale[i]);
-        v_store(min_target + (ptrdiff_t)i * UNIT_ROWS, min[i]);
+        v_store(scale_target + (ptrdiff_t)(2 * i + half) * LANES, scale[i]);
+        v_store(min_target + (ptrdiff_t)(2 * i + half) * LANES, min[i]);
     }
 }
 
-/* Where the tiles of half a unit start. */
-INLINE const uint8_t *half_tiles(const struct linear_layout *layout, const uint8_t *group,
-                                 int32_t in, int32_t half)
+/* The part of the first tile that half a unit's rows are in. */
+INLINE const uint8_t *half_code(const struct linear_tile *t, int32_t half)
 {
-    return group + linear_headers_bytes(layout, in) + 4 * (half * LANES % LINEAR_ROWS);
+    return t->code[half % UNIT_GROUPS] + 4 * (half * LANES % LINEAR_ROWS);
 }
 
-static void decode(const struct linear_layout *layout, const uint8_t *const group[2], int32_t in,
-                   int32_t block_first, int32_t block_count, struct linear_panel *panel)
+static void decode(const struct linear_tile *t)
 {
     for (int32_t half = 0; half < 2; half++) {
-        const uint8_t *own = group[half % UNIT_GROUPS];
-        const uint8_t *tiles = half_tiles(layout, own, in, half);
-
-        decode_half(layout, tiles + (ptrdiff_t)block_first * layout->tile_bytes, block_count,
-                    panel->code + (ptrdiff_t)half * VECTOR_BYTES);
-        for (int32_t b = 0; b < block_count; b++) {
-            ptrdiff_t at = (ptrdiff_t)b * 2 * UNIT_ROWS + half * LANES;
-
-            decode_scales(layout, own, half * LANES % LINEAR_ROWS, block_first + b,
-                          panel->scale + at, panel->min + at);
-        }
+        decode_half(t, half_code(t, half), t->panel->code + (ptrdiff_t)half * VECTOR_BYTES);
+        for (int32_t b = 0; b < t->block_count; b++)
+            decode_scales(t, half, b, t->panel->scale + (ptrdiff_t)b * 2 * UNIT_ROWS,
+                          t->panel->min + (ptrdiff_t)b * 2 * UNIT_ROWS);
     }
 }
 
 /* ---- tiles ---- */
+
+/* Asks for what the unit after this one has in the place of block b. */
+INLINE void prefetch_block(const struct linear_tile *t, int32_t code_bits, int32_t b)
+{
+    for (int32_t i = 0; i < UNIT_GROUPS; i++) {
+        const uint8_t *next = t->code[i] + (ptrdiff_t)b * t->layout->tile_bytes + t->ahead;
+
+        for (int32_t n = 0; n < code_bits; n++)
+            __builtin_prefetch(next + (ptrdiff_t)64 * n);
+    }
+}
 
 /* A block of a panel: codes, and scales and mins of its first and last 16 values. */
 struct panel_block {
@@ -282,6 +287,8 @@ INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, struct kind
             .min = t->panel->min + (ptrdiff_t)b * 2 * UNIT_ROWS,
         };
 
+        if (t->ahead != 0)
+            prefetch_block(t, t->layout->scheme->code_bits, b);
         add_sub_block(t, tokens, b, 0, panel, kind, sum);
         if (!kind.whole)
             add_sub_block(t, tokens, b, 1, panel, kind, sum);
@@ -289,23 +296,29 @@ INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, struct kind
     store_sums(t->sum, tokens, sum);
 }
 
-/* All tokens of a tile, as many at a time as there are registers for; the last few with tokens
- * beyond the end, whose sums nobody reads. */
+INLINE void tile_next(struct linear_tile *t, int32_t tokens, struct kind kind)
+{
+    tile_tokens(t, tokens, kind);
+    t->block += tokens * t->block_stride;
+    t->sum += (ptrdiff_t)tokens * UNIT_ROWS;
+    t->token_count -= tokens;
+    t->ahead = 0;
+}
+
+/* All tokens of a tile, as many at a time as there are registers for, but rather 4 and 4 than 6
+ * and 2. The last few with tokens beyond the end, whose sums nobody reads. */
 INLINE void tile_all(const struct linear_tile *all, struct kind kind)
 {
     struct linear_tile t = *all;
 
-    for (; t.token_count >= TILE_TOKENS; t.token_count -= TILE_TOKENS) {
-        tile_tokens(&t, TILE_TOKENS, kind);
-        t.block += TILE_TOKENS * t.block_stride;
-        t.sum += (ptrdiff_t)TILE_TOKENS * UNIT_ROWS;
+    while (t.token_count > 0) {
+        if (t.token_count <= 2)
+            tile_next(&t, 2, kind);
+        else if (t.token_count <= 4 || t.token_count == 7 || t.token_count == 8)
+            tile_next(&t, 4, kind);
+        else
+            tile_next(&t, TILE_TOKENS, kind);
     }
-    if (t.token_count > 4)
-        tile_tokens(&t, TILE_TOKENS, kind);
-    else if (t.token_count > 2)
-        tile_tokens(&t, 4, kind);
-    else if (t.token_count > 0)
-        tile_tokens(&t, 2, kind);
 }
 
 static void tile(const struct linear_tile *t)
@@ -327,9 +340,7 @@ static void tile(const struct linear_tile *t)
 INLINE void direct_tokens(const struct linear_tile *t, int32_t tokens, int32_t code_bits,
                           const int8_t *table, struct kind kind)
 {
-    const struct linear_layout *layout = t->layout;
-    const uint8_t *tile[2] = {half_tiles(layout, t->group[0], t->in, 0),
-                              half_tiles(layout, t->group[1 % UNIT_GROUPS], t->in, 1)};
+    const uint8_t *tile[2] = {half_code(t, 0), half_code(t, 1)};
     _Alignas(64) uint8_t code[BLOCK_CODE_BYTES];
     _Alignas(64) float scale[2 * UNIT_ROWS], min[2 * UNIT_ROWS];
     struct panel_block panel = {code, scale, min};
@@ -337,13 +348,11 @@ INLINE void direct_tokens(const struct linear_tile *t, int32_t tokens, int32_t c
 
     load_sums(t->sum, tokens, sum);
     for (int32_t b = 0; b < t->block_count; b++) {
+        prefetch_block(t, code_bits, b);
         for (int32_t half = 0; half < 2; half++) {
-            for (int32_t n = 0; n < code_bits && half < UNIT_GROUPS; n++)
-                __builtin_prefetch(tile[half] + t->ahead + 64 * n);
             decode_tile(code_bits, table, tile[half], code + (ptrdiff_t)half * VECTOR_BYTES);
-            decode_scales(layout, t->group[half % UNIT_GROUPS], half * LANES % LINEAR_ROWS, b,
-                          scale + (ptrdiff_t)half * LANES, min + (ptrdiff_t)half * LANES);
-            tile[half] += layout->tile_bytes;
+            decode_scales(t, half, b, scale, min);
+            tile[half] += t->layout->tile_bytes;
         }
         add_sub_block(t, tokens, b, 0, panel, kind, sum);
         if (!kind.whole)
@@ -388,47 +397,43 @@ static void direct(const struct linear_tile *t)
 
 /* ---- floats ---- */
 
-static void decode_float(enum format format, const uint8_t *const group[2], int32_t value_first,
-                         int32_t value_count, float *panel)
+INLINE vfloat load_value(enum format format, const uint8_t *source)
 {
-    ptrdiff_t bytes = format_info(format)->block_bytes;
-
-    for (int32_t i = 0; i < 2 * value_count; i++) {
-        int32_t half = i % 2;
-        ptrdiff_t at = (ptrdiff_t)(value_first + i / 2) * LINEAR_ROWS + half * LANES % LINEAR_ROWS;
-        const uint8_t *from = group[half % UNIT_GROUPS] + at * bytes;
-        vfloat value;
-
-        if (format == FORMAT_F32)
-            value = v_load_float((const float *)(const void *)from);
-        else if (format == FORMAT_F16)
-            value = v_load_f16(from);
-        else
-            value = v_load_bf16(from);
-        v_store(panel + (ptrdiff_t)i * LANES, value);
-    }
+    if (format == FORMAT_F32)
+        return v_load_float((const float *)(const void *)source);
+    return format == FORMAT_F16 ? v_load_f16(source) : v_load_bf16(source);
 }
 
-INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens)
+INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens, enum format format,
+                         ptrdiff_t value_bytes)
 {
+    const uint8_t *w[2] = {t->group[0],
+                           t->group[1 % UNIT_GROUPS] + LANES % LINEAR_ROWS * value_bytes};
     vfloat sum[TILE_TOKENS][2];
 
     load_sums(t->sum, tokens, sum);
-    for (int32_t i = 0; i < t->value_count; i++) {
-        vfloat first = v_load_float(t->panel + (ptrdiff_t)i * UNIT_ROWS);
-        vfloat second = v_load_float(t->panel + (ptrdiff_t)i * UNIT_ROWS + LANES);
+    for (int32_t i = 0; i < t->in; i++) {
+        vfloat first = load_value(format, w[0]), second = load_value(format, w[1]);
 
+        if (t->ahead != 0) {
+            __builtin_prefetch(w[0] + t->ahead);
+            __builtin_prefetch(w[1] + t->ahead);
+        }
         for (int32_t n = 0; n < tokens; n++) {
             vfloat x = v_floats(t->x + n * t->x_stride + i);
 
             sum[n][0] = v_fma(first, x, sum[n][0]);
             sum[n][1] = v_fma(second, x, sum[n][1]);
         }
+        w[0] += LINEAR_ROWS * value_bytes;
+        w[1] += LINEAR_ROWS * value_bytes;
     }
     store_sums(t->sum, tokens, sum);
 }
 
-static void tile_float(const struct linear_float_tile *all)
+/* All tokens; unlike blocks, activations beyond the last token are not ours to read. */
+INLINE void float_all(const struct linear_float_tile *all, enum format format,
+                      ptrdiff_t value_bytes)
 {
     struct linear_float_tile t = *all;
 
@@ -437,17 +442,31 @@ static void tile_float(const struct linear_float_tile *all)
 
         if (t.token_count >= TILE_TOKENS) {
             tokens = TILE_TOKENS;
-            float_tokens(&t, TILE_TOKENS);
+            float_tokens(&t, TILE_TOKENS, format, value_bytes);
+        } else if (t.token_count >= 4) {
+            tokens = 4;
+            float_tokens(&t, 4, format, value_bytes);
         } else if (t.token_count >= 2) {
             tokens = 2;
-            float_tokens(&t, 2);
+            float_tokens(&t, 2, format, value_bytes);
         } else {
-            float_tokens(&t, 1);
+            float_tokens(&t, 1, format, value_bytes);
         }
         t.x += tokens * t.x_stride;
         t.sum += (ptrdiff_t)tokens * UNIT_ROWS;
         t.token_count -= tokens;
+        t.ahead = 0;
     }
+}
+
+static void tile_float(const struct linear_float_tile *t)
+{
+    if (t->format == FORMAT_F32)
+        float_all(t, FORMAT_F32, 4);
+    else if (t->format == FORMAT_F16)
+        float_all(t, FORMAT_F16, 2);
+    else
+        float_all(t, FORMAT_BF16, 2);
 }
 
 #endif
