@@ -76,6 +76,10 @@ isa = $(if $(findstring avx512bf16,$(1)),-mavx512f -mavx512bw -mavx512vl -mavx51
 extra = $(if $(filter kernels/% kvcache/% model/% scheduler/%,$(1)),$(PILLAR_CFLAGS)) \
 	$(if $(filter kernels/%,$(1)),-O3) $(call isa,$(1))
 
+# The commit goes into one file, which is made anew when another one is checked out.
+$(shell mkdir -p $(OUT); echo $(COMMIT) | cmp -s - $(OUT)/commit || echo $(COMMIT) >$(OUT)/commit)
+$(OUT)/server/command.c.o: $(OUT)/commit
+$(OUT)/server/command.c.o: CFLAGS += -DQUIRE_COMMIT='"$(COMMIT)"'
 $(OUT)/server/%.c.o: CFLAGS += -DQUIRE_VERSION='"$(VERSION)"' -DQUIRE_CUDA=$(CUDA)
 $(OUT)/%.c.o: %.c
 	@mkdir -p $(@D)
@@ -114,7 +118,8 @@ $(OPS): $(OUT)/%: $(OUT)/%.c.o $(REFERENCE) $(call library,kernels)
 	$(QUIET)$(link)
 $(GOLDEN): $(OUT)/%: $(OUT)/%.c.o $(call library,model) $(call library,kernels)
 	$(QUIET)$(link)
-$(E2E): $(OUT)/%: $(OUT)/%.c.o $(FAKE) $(foreach room,$(NEEDS_server),$(call library,$(room)))
+E2E_HELPERS := $(call objects,$(filter-out tests/e2e/test_%,$(wildcard tests/e2e/*.c)))
+$(E2E): $(OUT)/%: $(OUT)/%.c.o $(FAKE) $(E2E_HELPERS) $(foreach room,$(NEEDS_server),$(call library,$(room)))
 	$(QUIET)$(link)
 
 -include $(shell find $(OUT) -name '*.d' 2>/dev/null)
