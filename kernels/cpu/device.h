@@ -16,6 +16,7 @@ enum {
     CPU_ROWS_MAX = 64,        /* query rows (token, head) of one attention task */
     CPU_KEY_LANES = 16,       /* keys of so many positions lie transposed together */
     CPU_SAMPLE_RUN = 16,      /* chunks of one sampling task */
+    CPU_PICK_BINS = 1024,     /* of candidates by their values */
     CPU_TOKEN_SEEN = 1 << 30, /* in cpu_slot.count: the sequence has the token */
 };
 
@@ -75,6 +76,8 @@ struct cpu_pick {
     int32_t *token;
     float *weight;
     struct cpu_candidate *order; /* [V] candidates in any order */
+    int32_t bin_count[CPU_PICK_BINS];
+    double bin_mass[CPU_PICK_BINS];
 };
 
 struct cpu_candidate {

@@ -3,18 +3,14 @@
  * Chunk maxima bound what can be among the likeliest: the k-th largest of them is a floor that at
  * least k logits reach, so what reaches it holds the k likeliest. For a mass, tokens that are less
  * likely than (1 - top_p) / V of all together have less than 1 - top_p of it. What reaches the
- * floor is collected by ascending id, cut by quickselect, and drawn from by ascending id. */
+ * floor is collected by ascending id, cut by a histogram and quickselect in the bin of the cut, and
+ * drawn from by ascending id. */
 #include "kernels/cpu/device.h"
 #include "kernels/sampling_math.h"
 
 #include <assert.h>
 #include <stdlib.h>
-
-/* The candidates of a draw: those of pick->value, token, weight that are at or before `cut`. */
-struct kept {
-    int32_t count;
-    struct cpu_candidate cut;
-};
+#include <string.h>
 
 static int32_t chunk_length(const struct device *device, int32_t chunk)
 {
@@ -126,12 +122,10 @@ static struct cpu_candidate select_mass(struct cpu_candidate *list, int32_t list
 static float floor_of_count(const struct device *device, struct cpu_pick *pick,
                             const struct chunk_sum *sum, int32_t count)
 {
-    if (count > device->chunk_count)
-        return -FLT_MAX;
     for (int32_t i = 0; i < device->chunk_count; i++)
         pick->order[i] = (struct cpu_candidate){.value = sum[i].max, .token = i};
     select_count(pick->order, device->chunk_count, count);
-    return fmaxf(pick->order[count - 1].value, -FLT_MAX);
+    return pick->order[count - 1].value;
 }
 
 /* Candidates that reach `floor`, by ascending id; how many. */
@@ -160,10 +154,108 @@ static double weigh(const struct device *device, struct cpu_pick *pick, int32_t 
     return mass;
 }
 
-static void list_candidates(struct cpu_pick *pick, int32_t count)
+/* Bins of equal width from the largest value down to the least. */
+struct bins {
+    float most, factor;
+};
+
+static struct bins bins_of(const struct cpu_pick *pick, int32_t count)
 {
+    float most = pick->value[0], least = most;
+
+    for (int32_t i = 1; i < count; i++) {
+        most = pick->value[i] > most ? pick->value[i] : most;
+        least = pick->value[i] < least ? pick->value[i] : least;
+    }
+    double width = ((double)most - (double)least) / (CPU_PICK_BINS - 1);
+    return (struct bins){most, width > (double)FLT_MIN ? (float)(1.0 / width) : 0.0f};
+}
+
+static int32_t bin_of(struct bins bins, float value)
+{
+    float place = (bins.most - value) * bins.factor;
+
+    return place < (float)(CPU_PICK_BINS - 1) ? (int32_t)place : CPU_PICK_BINS - 1;
+}
+
+/* Copies the candidates of one bin (all where bins is NULL) to pick->order; how many. */
+static int32_t list(struct cpu_pick *pick, int32_t count, const struct bins *bins, int32_t bin)
+{
+    int32_t listed = 0;
+
+    for (int32_t i = 0; i < count; i++) {
+        if (bins == NULL || bin_of(*bins, pick->value[i]) == bin)
+            pick->order[listed++] =
+                (struct cpu_candidate){pick->value[i], pick->token[i], pick->weight[i]};
+    }
+    return listed;
+}
+
+/* The last of the `wanted` likeliest of more candidates. */
+static struct cpu_candidate cut_count(struct cpu_pick *pick, int32_t count, int32_t wanted)
+{
+    struct bins bins = bins_of(pick, count);
+    int32_t bin = 0;
+
+    memset(pick->bin_count, 0, sizeof(pick->bin_count));
     for (int32_t i = 0; i < count; i++)
-        pick->order[i] = (struct cpu_candidate){pick->value[i], pick->token[i], pick->weight[i]};
+        pick->bin_count[bin_of(bins, pick->value[i])]++;
+    for (; pick->bin_count[bin] < wanted; bin++)
+        wanted -= pick->bin_count[bin];
+    int32_t listed = list(pick, count, &bins, bin);
+    select_count(pick->order, listed, wanted);
+    return pick->order[wanted - 1];
+}
+
+/* The last candidate, likeliest first, that has less than `mass` before it. */
+static struct cpu_candidate cut_mass(struct cpu_pick *pick, int32_t count, double mass)
+{
+    struct bins bins = bins_of(pick, count);
+    int32_t final = 0, bin = 0;
+
+    memset(pick->bin_mass, 0, sizeof(pick->bin_mass));
+    for (int32_t i = 0; i < count; i++)
+        pick->bin_mass[bin_of(bins, pick->value[i])] += (double)pick->weight[i];
+    for (int32_t i = 0; i < CPU_PICK_BINS; i++)
+        final = pick->bin_mass[i] > 0.0 ? i : final;
+    for (; bin < final && pick->bin_mass[bin] < mass; bin++)
+        mass -= pick->bin_mass[bin];
+    int32_t listed = list(pick, count, &bins, bin);
+    return select_mass(pick->order, listed, mass);
+}
+
+/* Leaves the candidates up to `cut`, in their order; how many. */
+static int32_t drop_behind(struct cpu_pick *pick, int32_t count, struct cpu_candidate cut)
+{
+    int32_t kept = 0;
+
+    for (int32_t i = 0; i < count; i++) {
+        if (sampling_before(cut.value, cut.token, pick->value[i], pick->token[i]))
+            continue;
+        pick->value[kept] = pick->value[i];
+        pick->weight[kept] = pick->weight[i];
+        pick->token[kept++] = pick->token[i];
+    }
+    return kept;
+}
+
+/* Candidates of which `wanted` or more reach `floor_least`, or all that do: lower and lower floors
+ * where the chunks are fewer than what is wanted. */
+static int32_t collect_count(const struct device *device, struct cpu_pick *pick,
+                             const float *logits, const struct chunk_sum *sum, int32_t wanted,
+                             float floor_least)
+{
+    float max = cpu_pick_max(device, sum), least = fmaxf(floor_least, -FLT_MAX);
+
+    if (wanted <= device->chunk_count)
+        return collect(device, pick, logits, sum,
+                       fmaxf(least, floor_of_count(device, pick, sum, wanted)));
+    for (float drop = 4.0f; drop <= 32.0f && max - drop > least; drop += 4.0f) {
+        int32_t count = collect(device, pick, logits, sum, max - drop);
+        if (count >= wanted)
+            return count;
+    }
+    return collect(device, pick, logits, sum, least);
 }
 
 /* The likely ones first, so that a list that holds enough of the mass is short; then what must
@@ -174,11 +266,14 @@ static int32_t collect_mass(const struct device *device, struct cpu_pick *pick, 
 {
     float max = cpu_pick_max(device, sum), temperature = sampling->temperature;
     double rest = (1.0 - (double)sampling->top_p) * total / device->options.vocab_count;
-    const float floor[] = {max - 8.0f * temperature, max + temperature * ((float)log(rest) - 0.01f),
-                           -FLT_MAX};
+    float enough = max + temperature * ((float)log(rest) - 0.01f);
+    const float floor[] = {max - 7.0f * temperature, max - 10.0f * temperature,
+                           max - 12.0f * temperature, enough, -FLT_MAX};
     int32_t count = 0;
 
-    for (int32_t i = 0; i < 3; i++) {
+    for (int32_t i = 0; i < 5; i++) {
+        if (i < 3 && floor[i] <= enough)
+            continue;
         count = collect(device, pick, logits, sum, fmaxf(floor[i], -FLT_MAX));
         double mass = weigh(device, pick, count, max, 1.0f / temperature);
         if (mass >= (double)sampling->top_p * total)
@@ -187,60 +282,40 @@ static int32_t collect_mass(const struct device *device, struct cpu_pick *pick, 
     return count;
 }
 
-/* Candidates of a draw with top_k, min_p or top_p, and how many of them, by rank, are kept. */
-static struct kept keep(const struct device *device, struct cpu_pick *pick, const float *logits,
-                        const struct chunk_sum *sum, const struct sampling *sampling)
+/* Candidates that top_k, min_p and top_p keep, with their weights, by ascending id. */
+static int32_t keep(const struct device *device, struct cpu_pick *pick, const float *logits,
+                    const struct chunk_sum *sum, const struct sampling *sampling)
 {
-    int32_t limit = sampling_keep_count(sampling, device->options.vocab_count);
+    int32_t limit = sampling_keep_count(sampling, device->options.vocab_count), count;
     float max = cpu_pick_max(device, sum), factor = 1.0f / sampling->temperature;
-    struct kept kept = {0, {.value = -INFINITY, .token = INT32_MAX}};
-    int32_t listed;
     double total;
 
     if (cpu_pick_needs_mass(device, sampling)) {
         total = cpu_pick_mass(device, sum, max, factor, true);
-        kept.count = collect_mass(device, pick, logits, sum, sampling, total);
-        listed = kept.count;
-        list_candidates(pick, listed);
+        count = collect_mass(device, pick, logits, sum, sampling, total);
     } else {
-        float floor = floor_of_count(device, pick, sum, limit);
-        floor = fmaxf(floor, sampling_floor(sampling, max));
-        kept.count = collect(device, pick, logits, sum, floor);
-        total = weigh(device, pick, kept.count, max, factor);
-        listed = kept.count < limit ? kept.count : limit;
-        list_candidates(pick, kept.count);
-        if (listed < kept.count) {
-            select_count(pick->order, kept.count, listed);
-            kept.cut = pick->order[listed - 1];
-            total = 0.0;
-            for (int32_t i = 0; i < listed; i++)
-                total += (double)pick->order[i].weight;
-        }
+        count = collect_count(device, pick, logits, sum, limit, sampling_floor(sampling, max));
+        if (count > limit)
+            count = drop_behind(pick, count, cut_count(pick, count, limit));
+        total = weigh(device, pick, count, max, factor);
     }
     if (sampling->top_p < 1.0f)
-        kept.cut = select_mass(pick->order, listed, (double)sampling->top_p * total);
-    return kept;
+        count = drop_behind(pick, count, cut_mass(pick, count, (double)sampling->top_p * total));
+    return count;
 }
 
-static bool is_kept(const struct kept *kept, const struct cpu_pick *pick, int32_t i)
-{
-    return !sampling_before(kept->cut.value, kept->cut.token, pick->value[i], pick->token[i]);
-}
-
-static int32_t draw_kept(const struct cpu_pick *pick, const struct kept *kept, double u)
+static int32_t draw_kept(const struct cpu_pick *pick, int32_t count, double u)
 {
     double total = 0.0, sum = 0.0;
     int32_t final = pick->token[0];
 
-    for (int32_t i = 0; i < kept->count; i++)
-        total += is_kept(kept, pick, i) ? (double)pick->weight[i] : 0.0;
-    for (int32_t i = 0; i < kept->count; i++) {
-        if (!is_kept(kept, pick, i) || !(pick->weight[i] > 0.0f))
+    for (int32_t i = 0; i < count; i++)
+        total += (double)pick->weight[i];
+    for (int32_t i = 0; i < count && !(sum > u * total); i++) {
+        if (!(pick->weight[i] > 0.0f))
             continue;
         final = pick->token[i];
         sum += (double)pick->weight[i];
-        if (sum > u * total)
-            break;
     }
     return final;
 }
@@ -310,8 +385,7 @@ int32_t cpu_pick_token(const struct device *device, struct cpu_pick *pick, const
     double u = sampling_uniform(sampling->seed, output_index);
     if (cpu_pick_needs_mass(device, sampling) && !(sampling->top_p < 1.0f))
         return draw_whole(device, pick, logits, sum, 1.0f / sampling->temperature, u);
-    struct kept kept = keep(device, pick, logits, sum, sampling);
-    return draw_kept(pick, &kept, u);
+    return draw_kept(pick, keep(device, pick, logits, sum, sampling), u);
 }
 
 static int likeliest_first(const void *left, const void *right)
@@ -323,14 +397,11 @@ static int likeliest_first(const void *left, const void *right)
 int32_t cpu_pick_top(const struct device *device, struct cpu_pick *pick, const float *logits,
                      const struct chunk_sum *sum, int32_t count, int32_t *token, float *value)
 {
-    float floor = floor_of_count(device, pick, sum, count);
-    int32_t found = collect(device, pick, logits, sum, floor);
+    int32_t found = collect_count(device, pick, logits, sum, count, -INFINITY);
 
-    list_candidates(pick, found);
-    if (found > count) {
-        select_count(pick->order, found, count);
-        found = count;
-    }
+    if (found > count)
+        found = drop_behind(pick, found, cut_count(pick, found, count));
+    list(pick, found, NULL, 0);
     qsort(pick->order, (size_t)found, sizeof(*pick->order), likeliest_first);
     for (int32_t i = 0; i < found; i++) {
         token[i] = pick->order[i].token;
