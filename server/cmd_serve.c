@@ -106,14 +106,13 @@ static void raise_descriptor_limit(void)
         log_debug("main", "open files limit=%llu", (unsigned long long)limit.rlim_cur);
 }
 
-static void describe_metrics(const struct config *config, int32_t block_count)
+static void describe_metrics(const struct config *config)
 {
     metrics_describe(&(struct metrics_info){
         .model_name = config->served_model_name.item[0],
         .version = QUIRE_VERSION,
         .cache_dtype = "auto",
         .block_tokens = config->block_size,
-        .block_count = block_count,
     });
 }
 
@@ -173,7 +172,7 @@ static int start(struct serving *serving)
     const struct config *config = &serving->config;
     char error[1024];
 
-    describe_metrics(config, 0);
+    describe_metrics(config);
     if (http_start(&serving->http, config, error, sizeof error) < 0) {
         log_error("http", "%s", error);
         return EXIT_CODE_RUNTIME;
@@ -182,7 +181,8 @@ static int start(struct serving *serving)
     int code = load_model(serving);
     if (code != EXIT_CODE_OK)
         return code;
-    describe_metrics(config, model_info(serving->model)->block_count);
+    metrics_set(METRIC_KV_TOTAL, model_info(serving->model)->block_count);
+    metrics_set(METRIC_KV_FREE, model_info(serving->model)->block_count);
     int result = engine_create(&serving->engine, serving->model, config, error, sizeof error);
     if (result < 0) {
         log_error("engine", "%s", error);

@@ -136,6 +136,7 @@ void metrics_http(int32_t route, int32_t status)
 void metrics_describe(const struct metrics_info *info)
 {
     described = *info;
+    metrics_set(METRIC_KV_TOTAL, info->block_count);
 }
 
 /* HELP and TYPE of a family, once. */
@@ -265,8 +266,8 @@ static void write_info(struct json *text, bool alias)
         write_common(text);
         json_raw(text, ",");
     }
-    json_print(text, "block_size=\"%d\",num_gpu_blocks=\"%d\",", described.block_tokens,
-               described.block_count);
+    json_print(text, "block_size=\"%d\",num_gpu_blocks=\"%.0f\",", described.block_tokens,
+               metrics_gauge(METRIC_KV_TOTAL));
     write_label(text, "cache_dtype", described.cache_dtype);
     json_raw(text, "} 1\n");
     if (alias)

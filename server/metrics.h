@@ -131,7 +131,8 @@ int64_t metrics_count(enum metric_histogram histogram);
 /* One reply went out; `route` is an index of routes.c, or -1 for a path that nothing serves. */
 void metrics_http(int32_t route, int32_t status);
 
-/* What the info families say. Strings must stay. Once, before the server starts. */
+/* What the info families say. Strings must stay. Once, before the server starts; the number of
+ * blocks, which is not known then, goes into METRIC_KV_TOTAL later. */
 struct metrics_info {
     const char *model_name;
     const char *version;
