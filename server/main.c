@@ -67,6 +67,9 @@ static int cmd_docs(int argc, char **argv)
         route_document(&text);
         good = print_json(&text);
     } else if (strcmp(name, "metrics") == 0) {
+        json_raw(&text, "# Metrics\n\nMade by `quire docs metrics` from the tables in "
+                        "`server/metrics.h`: change it there. `GET /metrics` has\nboth names of "
+                        "every family, from the same counters.\n\n");
         metrics_document(&text);
         good = print_json(&text);
     } else {
