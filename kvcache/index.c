@@ -48,6 +48,7 @@ void index_insert(struct kvcache *kv, int32_t index, uint64_t hash, const int32_
     int32_t *first = &kv->bucket[bucket_of(kv, hash)];
 
     assert(block->identity != IDENTITY_NONE);
+    assert(block->ref_count > 0);
     block->hash = hash;
     block->chain_prev = BLOCK_NONE;
     block->chain_next = *first;

@@ -357,9 +357,21 @@ void kvcache_fork(struct kvcache *kv, const struct kv_table *parent, struct kv_t
 
 /* ---- publish ---- */
 
+/* A sibling may have published this very block, and under another parent than this table's: when
+ * one of two equal parents was evicted in between. Its identity stands for the same tokens. */
+static int64_t own_identity(const struct kvcache *kv, const struct kv_table *table, int32_t i)
+{
+    for (int32_t g = 0; g < kv->config.group_count; g++) {
+        int32_t index = table->block[g][i];
+        if (index != BLOCK_NONE && kv->block[index].identity != IDENTITY_NONE)
+            return kv->block[index].identity;
+    }
+    return IDENTITY_NONE;
+}
+
 /* The identity under which these tokens after `parent` are known in any group. */
-static int64_t known_identity(const struct kvcache *kv, uint64_t hash, int64_t parent,
-                              const int32_t *token)
+static int64_t twin_identity(const struct kvcache *kv, uint64_t hash, int64_t parent,
+                             const int32_t *token)
 {
     for (int32_t g = 0; g < kv->config.group_count; g++) {
         int32_t index = index_find(kv, hash, parent, g, token);
@@ -367,6 +379,27 @@ static int64_t known_identity(const struct kvcache *kv, uint64_t hash, int64_t p
             return kv->block[index].identity;
     }
     return IDENTITY_NONE;
+}
+
+/* Puts the blocks of entry `i` into the index where no twin of theirs is: their identity. */
+static int64_t publish_entry(struct kvcache *kv, const struct kv_table *table, int32_t i,
+                             const int32_t *token)
+{
+    uint64_t hash = index_hash(kv, table->parent, token);
+    int64_t identity = twin_identity(kv, hash, table->parent, token);
+
+    if (identity == IDENTITY_NONE)
+        identity = kv->identity_next++;
+    for (int32_t g = 0; g < kv->config.group_count; g++) {
+        int32_t index = table->block[g][i];
+        if (index == BLOCK_NONE || index_find(kv, hash, table->parent, g, token) != BLOCK_NONE)
+            continue;
+        kv->block[index].identity = identity;
+        kv->block[index].parent = table->parent;
+        kv->block[index].group = g;
+        index_insert(kv, index, hash, token);
+    }
+    return identity;
 }
 
 void kvcache_publish(struct kvcache *kv, struct kv_table *table, const int32_t *token,
@@ -378,23 +411,11 @@ void kvcache_publish(struct kvcache *kv, struct kv_table *table, const int32_t *
         return;
     assert(full_count <= table->block_count);
     while (table->published_count < full_count) {
-        int32_t i = table->published_count;
-        const int32_t *own = token + (i << kv->token_shift);
-        uint64_t hash = index_hash(kv, table->parent, own);
-        int64_t identity = known_identity(kv, hash, table->parent, own);
+        int32_t i = table->published_count++;
+        int64_t identity = own_identity(kv, table, i);
         if (identity == IDENTITY_NONE)
-            identity = kv->identity_next++;
-        for (int32_t g = 0; g < kv->config.group_count; g++) {
-            int32_t index = table->block[g][i];
-            if (index == BLOCK_NONE || index_find(kv, hash, table->parent, g, own) != BLOCK_NONE)
-                continue;
-            kv->block[index].identity = identity;
-            kv->block[index].parent = table->parent;
-            kv->block[index].group = g;
-            index_insert(kv, index, hash, own);
-        }
+            identity = publish_entry(kv, table, i, token + (i << kv->token_shift));
         table->parent = identity;
-        table->published_count++;
     }
 }
 
