@@ -179,7 +179,7 @@ static int index_tensors(struct gguf *gguf, char *error, size_t error_bytes)
 static int map_file(const char *path, const unsigned char **map, size_t *bytes, char *error,
                     size_t error_bytes)
 {
-    struct stat status;
+    struct stat status = {0};
     int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     int failure = 0;
     void *memory;

@@ -252,7 +252,7 @@ void source_tensor_name(enum tensor_role role, int32_t layer, const char *ending
                         size_t max)
 {
     static const char *const names[ROLE_COUNT] = {
-#define ROLE(constant, text) [constant] = text,
+#define ROLE(constant, text) [constant] = (text),
         TENSOR_ROLES(ROLE)
 #undef ROLE
     };

@@ -72,8 +72,8 @@ static inline double *reference_tensor(const struct reference *reference, int64_
     if (tensor == NULL)
         return NULL;
     count = tensor->dim[0] * tensor->dim[1];
-    single = malloc((size_t)count * sizeof(*single));
-    values = malloc((size_t)count * sizeof(*values));
+    single = calloc((size_t)count, sizeof(*single));
+    values = calloc((size_t)count, sizeof(*values));
     if (single == NULL || values == NULL)
         abort();
     format_dequantise(tensor->format, tensor->data,

@@ -39,15 +39,16 @@ static bool open_tiny(struct driver *driver, const struct tiny_gemma *tiny)
  * halves in the cache, 16-bit activations. */
 static void expect_reference(const char *name, const struct tiny_gemma *tiny)
 {
-    struct driver driver;
+    struct driver driver = {0};
     struct reference reference = {0};
-    struct sequence sequence = sequence_create(token[0], PROMPT, OUTPUT);
+    struct sequence sequence;
     int32_t whole[PROMPT + OUTPUT];
     double *truth, worst = 0, sum = 0;
 
     EXPECT(open_tiny(&driver, tiny));
     if (driver.model == NULL)
         return;
+    sequence = sequence_create(token[0], PROMPT, OUTPUT);
     fill_tokens(model_info(driver.model)->vocab_count);
     EXPECT_INT(driver_run(&driver, &sequence, 1, PROMPT, TOKEN_MAX, 1), ==, 0);
     memcpy(whole, token[0], sizeof(token[0]));
@@ -148,7 +149,7 @@ static void a_sequence_has_the_same_bits_however_steps_are_cut(void)
 
 static void the_memory_is_what_the_ledger_says(void)
 {
-    struct driver driver;
+    struct driver driver = {0};
     const struct model_info *info;
 
     EXPECT(open_tiny(&driver, &(struct tiny_gemma){.seed = 7}));
