@@ -73,8 +73,9 @@ static void batch_append(struct text_batch *to, const struct text_batch *from)
         struct text_item *copy = &to->item[to->item_count++];
         *copy = *item;
         copy->top_first = to->top_count;
-        memcpy(to->top + to->top_count, from->top + item->top_first,
-               (size_t)item->top_count * sizeof(struct token_top));
+        if (item->top_count > 0)
+            memcpy(to->top + to->top_count, from->top + item->top_first,
+                   (size_t)item->top_count * sizeof(struct token_top));
         to->top_count += item->top_count;
     }
 }
