@@ -122,6 +122,14 @@ static void expect_same_bits(struct driver *driver, const struct sequence *alone
     release(sequence);
 }
 
+static void run_alone(struct driver *driver, struct sequence *alone)
+{
+    for (int32_t i = 0; i < SEQUENCES; i++) {
+        driver_reset(driver, 1);
+        EXPECT_INT(driver_run(driver, &alone[i], 1, PROMPT, TOKENS, 1), ==, 0);
+    }
+}
+
 static void batches_chunks_graphs_and_flight_change_no_bits(void)
 {
     struct sequence alone[SEQUENCES];
@@ -129,10 +137,7 @@ static void batches_chunks_graphs_and_flight_change_no_bits(void)
 
     create(alone);
     if (open_on(&driver, &gemma[0], MODEL_DEVICE_CUDA)) {
-        for (int32_t i = 0; i < SEQUENCES; i++) {
-            driver_reset(&driver, 1);
-            EXPECT_INT(driver_run(&driver, &alone[i], 1, PROMPT, TOKENS, 1), ==, 0);
-        }
+        run_alone(&driver, alone);
         expect_same_bits(&driver, alone, PROMPT, 1, 1);
         expect_same_bits(&driver, alone, 7, 389, 1);
         expect_same_bits(&driver, alone, 1, 77, 1);

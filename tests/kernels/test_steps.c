@@ -35,6 +35,11 @@ enum {
 
 static const struct device_ops *ops; /* the backend under test */
 
+static bool same_bits(const void *left, const void *right, size_t bytes)
+{
+    return memcmp(left, right, bytes) == 0;
+}
+
 /* ---- random weights ---- */
 
 static uint64_t random_state;
@@ -435,9 +440,9 @@ static void take(struct world *w, const struct trip *trip, int32_t slot, struct 
         int32_t index = sample->output_index;
         output->token[index] = trip->drawn[s];
         output->logprob[index] = trip->logprob[s];
-        memcpy(output->top_token[index], trip->top_token + s * SAMPLING_TOP_MAX,
-               sizeof(output->top_token[index]));
-        memcpy(output->top_logprob[index], trip->top_logprob + s * SAMPLING_TOP_MAX,
+        int64_t top = (int64_t)s * SAMPLING_TOP_MAX;
+        memcpy(output->top_token[index], trip->top_token + top, sizeof(output->top_token[index]));
+        memcpy(output->top_logprob[index], trip->top_logprob + top,
                sizeof(output->top_logprob[index]));
     }
 }
@@ -492,7 +497,7 @@ static void expect_same(const struct output *left, const struct output *right)
         EXPECT(left->logprob[i] < 0.0f);
         EXPECT(isfinite(left->logprob[i]));
     }
-    EXPECT(memcmp(left, right, sizeof(*left)) == 0);
+    EXPECT(same_bits(left, right, sizeof(*left)));
 }
 
 static const struct manner alone = {.slot = 0, .chunk = PROMPT, .depth = 1};
@@ -613,10 +618,10 @@ static void expect_row_bits(struct world *w, enum format format)
     EXPECT_INT(ops->sync(w->device), ==, 0);
     for (int32_t i = 0; i < 2; i++)
         format_dequantise(format, data + (size_t)token[i] * format_row_bytes(format, D),
-                          D / format_info(format)->block_values, expected + i * D);
-    if (memcmp(expected, got, sizeof(got)) != 0)
+                          D / format_info(format)->block_values, expected + (ptrdiff_t)i * D);
+    if (!same_bits(expected, got, sizeof(got)))
         printf("%s differs\n", format_info(format)->name);
-    EXPECT(memcmp(expected, got, sizeof(got)) == 0);
+    EXPECT(same_bits(expected, got, sizeof(got)));
     free(data);
 }
 
@@ -702,7 +707,7 @@ static void score_prompt(float *logprob)
 static void the_backend_agrees_with_the_cpu(void)
 {
     const struct device_ops *other = ops;
-    float expected[PROMPT], logprob[PROMPT];
+    float expected[PROMPT] = {0}, logprob[PROMPT] = {0};
     double sum = 0.0, most = 0.0;
 
     if (ops == backend_cpu())
