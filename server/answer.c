@@ -60,8 +60,10 @@ struct answer *answer_create(struct text *text, struct job *job, int32_t sibling
     answer->seq = seq;
     answer->serial = serial;
     answer->match.set = job->stop_set;
-    if (answer->tokenizer != NULL)
+    if (answer->tokenizer != NULL) {
         detokenizer_init(&answer->detokenizer, answer->tokenizer, job->skip_special);
+        detokenizer_continue(&answer->detokenizer); /* the prompt's text is in front */
+    }
     return answer;
 }
 
@@ -253,8 +255,9 @@ static void move_records(struct answer *answer, struct piece *piece, int32_t cou
     }
     answer->pending_count -= count;
     answer->top_count -= top_count;
-    memmove(answer->pending, answer->pending + count,
-            (size_t)answer->pending_count * sizeof *answer->pending);
+    if (answer->pending_count > 0)
+        memmove(answer->pending, answer->pending + count,
+                (size_t)answer->pending_count * sizeof *answer->pending);
     if (answer->top_count > 0)
         memmove(answer->top, answer->top + top_count,
                 (size_t)answer->top_count * sizeof *answer->top);
@@ -288,7 +291,8 @@ static bool send(struct answer *answer, int64_t until, enum finish finish, int32
     if (bytes > 0)
         memcpy(piece->text, answer->text, bytes);
     move_records(answer, piece, count);
-    memmove(answer->text, answer->text + bytes, (size_t)(answer->made - until));
+    if (answer->made > until)
+        memmove(answer->text, answer->text + bytes, (size_t)(answer->made - until));
     answer->sent = until;
     if (finish != FINISH_NONE) {
         const struct job *job = answer->job;
