@@ -18,6 +18,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 
 static const char *const words[] = {
@@ -34,27 +35,41 @@ enum {
     V = FIRST_LETTER + LETTER_COUNT,
 };
 
-static _Atomic int64_t step_delay_us, step_count, fault_count;
-static atomic_bool device_lost;
+/* All atomic. */
+struct control {
+    _Atomic int64_t delay_us, step_count, fault_count;
+    atomic_bool lost;
+};
+static struct control own_control, *control = &own_control;
+
+void fake_model_share(void)
+{
+    if (control != &own_control)
+        return;
+    control =
+        mmap(NULL, sizeof(*control), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    if (control == MAP_FAILED)
+        abort();
+}
 
 void fake_model_delay(int64_t step_us)
 {
-    atomic_store(&step_delay_us, step_us);
+    atomic_store(&control->delay_us, step_us);
 }
 
 void fake_model_lose(bool lost)
 {
-    atomic_store(&device_lost, lost);
+    atomic_store(&control->lost, lost);
 }
 
 int64_t fake_model_steps(void)
 {
-    return atomic_load(&step_count);
+    return atomic_load(&control->step_count);
 }
 
 int64_t fake_model_faults(void)
 {
-    return atomic_load(&fault_count);
+    return atomic_load(&control->fault_count);
 }
 
 /* ---- vocabulary ---- */
@@ -363,7 +378,7 @@ static void read_rows(struct model *model, const struct step *step)
             int32_t token = *kv_at(model, slot, p);
             hash = mix(hash, (uint64_t)token);
             if (p >= slot->history_count || token != slot->history[p])
-                atomic_fetch_add(&fault_count, 1);
+                atomic_fetch_add(&control->fault_count, 1);
             if (p >= row->position)
                 model->prefix[row->token_first + p - row->position] = hash;
         }
@@ -417,7 +432,7 @@ static void take_sample(struct model *model, const struct step_sample *sample, i
 static void compute(struct model *model, struct batch *batch)
 {
     const struct step *step = &batch->step;
-    int64_t delay_us = atomic_load(&step_delay_us);
+    int64_t delay_us = atomic_load(&control->delay_us);
 
     if (delay_us > 0)
         nanosleep(&(struct timespec){delay_us / 1000000, delay_us % 1000000 * 1000}, NULL);
@@ -432,7 +447,7 @@ static void compute(struct model *model, struct batch *batch)
         assert(step->sample[i].index >= 0 && step->sample[i].index < step->token_count);
         take_sample(model, &step->sample[i], i, &batch->result);
     }
-    atomic_fetch_add(&step_count, 1);
+    atomic_fetch_add(&control->step_count, 1);
 }
 
 static void *run(void *context)
@@ -619,5 +634,11 @@ int model_wait(struct model *model, struct batch *batch)
         pthread_cond_wait(&model->changed, &model->lock);
     model->waited++;
     pthread_mutex_unlock(&model->lock);
-    return atomic_load(&device_lost) ? -EIO : 0;
+    return atomic_load(&control->lost) ? -EIO : 0;
+}
+
+const char *model_fault(const struct model *model)
+{
+    (void)model;
+    return atomic_load(&control->lost) ? "the test took the device away" : "";
 }
