@@ -40,6 +40,9 @@ struct job {
 /* Some units of one part for some tokens. */
 struct piece {
     const struct weight_part *part;
+    size_t group_bytes;
+    struct linear_layout layout; /* of a quantised format */
+    size_t headers_bytes;
     int32_t out_first; /* of the part in a row of out */
     int32_t token_first;
     int32_t token_count;
@@ -100,38 +103,34 @@ static bool any_quantised(const struct weight *weight)
 
 /* ---- units ---- */
 
-static int64_t unit_bytes(const struct job *job, const struct weight_part *part)
-{
-    return (int64_t)linear_group_bytes(part->format, job->call->weight->in) *
-           (job->kernels->unit_rows / LINEAR_ROWS);
-}
-
-static void unit_groups(const struct job *job, const struct weight_part *part, int32_t unit,
+static void unit_groups(const struct job *job, const struct piece *piece, int32_t unit,
                         const uint8_t *group[2])
 {
-    size_t bytes = linear_group_bytes(part->format, job->call->weight->in);
     int32_t groups = job->kernels->unit_rows / LINEAR_ROWS;
-    int32_t last = linear_group_count(part->out) - 1;
+    int32_t last = linear_group_count(piece->part->out) - 1;
     int32_t first = unit * groups;
     int32_t second = first + groups - 1;
 
     /* A lone last group is computed twice, and the second result is dropped. */
     second = second < last ? second : last;
-    group[0] = (const uint8_t *)part->data + (size_t)first * bytes;
-    group[1] = (const uint8_t *)part->data + (size_t)second * bytes;
+    group[0] = (const uint8_t *)piece->part->data + (size_t)first * piece->group_bytes;
+    group[1] = (const uint8_t *)piece->part->data + (size_t)second * piece->group_bytes;
+}
+
+static int64_t bytes_to_next_unit(const struct job *job, const struct piece *piece)
+{
+    return (int64_t)piece->group_bytes * (job->kernels->unit_rows / LINEAR_ROWS);
 }
 
 static void sum_codes(const struct job *job, const struct piece *piece,
                       const uint8_t *const group[2], struct worker_scratch *scratch)
 {
-    int32_t in = job->call->weight->in;
-    struct linear_layout layout = linear_layout(piece->part->format);
-    size_t headers = linear_headers_bytes(&layout, in);
     struct linear_tile tile = {
-        .layout = &layout,
+        .layout = &piece->layout,
         .header = {group[0], group[1]},
-        .code = {group[0] + headers, group[1] + headers},
-        .ahead = unit_bytes(job, piece->part),
+        .code = {group[0] + piece->headers_bytes, group[1] + piece->headers_bytes},
+        .ahead = bytes_to_next_unit(job, piece),
+        .direct = piece->token_count <= job->kernels->direct_tokens,
         .block_count = job->block_count,
         .panel = &scratch->panel,
         .block = job->block + (ptrdiff_t)piece->token_first * job->block_count,
@@ -140,8 +139,8 @@ static void sum_codes(const struct job *job, const struct piece *piece,
         .sum = scratch->sum,
     };
 
-    if (piece->token_count <= job->kernels->direct_tokens) {
-        job->kernels->direct(&tile);
+    if (tile.direct) {
+        job->kernels->tile(&tile);
         return;
     }
     for (int32_t first = 0; first < job->block_count; first += LINEAR_PANEL_BLOCKS) {
@@ -152,8 +151,8 @@ static void sum_codes(const struct job *job, const struct piece *piece,
         job->kernels->decode(&tile);
         job->kernels->tile(&tile);
         tile.block += LINEAR_PANEL_BLOCKS;
-        tile.code[0] += LINEAR_PANEL_BLOCKS * layout.tile_bytes;
-        tile.code[1] += LINEAR_PANEL_BLOCKS * layout.tile_bytes;
+        tile.code[0] += LINEAR_PANEL_BLOCKS * piece->layout.tile_bytes;
+        tile.code[1] += LINEAR_PANEL_BLOCKS * piece->layout.tile_bytes;
     }
 }
 
@@ -164,7 +163,7 @@ static void sum_floats(const struct job *job, const struct piece *piece,
     struct linear_float_tile tile = {
         .format = piece->part->format,
         .group = {group[0], group[1]},
-        .ahead = unit_bytes(job, piece->part),
+        .ahead = bytes_to_next_unit(job, piece),
         .in = call->weight->in,
         .x = call->x + piece->token_first * call->x_stride,
         .x_stride = call->x_stride,
@@ -205,7 +204,7 @@ static void run_unit(const struct job *job, const struct piece *piece, int32_t u
     size_t sums = (size_t)piece->token_count * (size_t)job->kernels->unit_rows;
     const uint8_t *group[2];
 
-    unit_groups(job, piece->part, unit, group);
+    unit_groups(job, piece, unit, group);
     memset(scratch->sum, 0, sums * sizeof *scratch->sum);
     if (linear_is_float(piece->part->format))
         sum_floats(job, piece, group, scratch);
@@ -221,6 +220,18 @@ static int32_t unit_count(const struct job *job, const struct weight_part *part)
     return (part->out - 1) / job->kernels->unit_rows + 1;
 }
 
+static void enter_part(const struct job *job, struct piece *piece, const struct weight_part *part)
+{
+    int32_t in = job->call->weight->in;
+
+    piece->part = part;
+    piece->group_bytes = linear_group_bytes(part->format, in);
+    if (linear_is_float(part->format))
+        return;
+    piece->layout = linear_layout(part->format);
+    piece->headers_bytes = linear_headers_bytes(&piece->layout, in);
+}
+
 /* Units [first, end) of all parts for the tokens of one chunk. */
 static void run_units(const struct job *job, struct piece piece, int64_t first, int64_t end,
                       struct worker_scratch *scratch)
@@ -234,7 +245,8 @@ static void run_units(const struct job *job, struct piece piece, int64_t first, 
         int64_t from = first > part_first ? first : part_first;
         int64_t to = end < part_end ? end : part_end;
 
-        piece.part = &weight->part[i];
+        if (from < to)
+            enter_part(job, &piece, &weight->part[i]);
         for (int64_t unit = from; unit < to; unit++)
             run_unit(job, &piece, (int32_t)(unit - part_first), scratch);
         piece.out_first += weight->part[i].out;

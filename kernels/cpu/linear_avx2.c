@@ -222,6 +222,5 @@ const struct linear_kernels linear_avx2 = {
     .quantise = quantise,
     .decode = decode,
     .tile = tile,
-    .direct = direct,
     .tile_float = tile_float,
 };

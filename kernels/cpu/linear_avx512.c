@@ -67,6 +67,5 @@ const struct linear_kernels linear_avx512 = {
     .quantise = quantise,
     .decode = decode,
     .tile = tile,
-    .direct = direct,
     .tile_float = tile_float,
 };

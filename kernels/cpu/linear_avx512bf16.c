@@ -26,7 +26,16 @@ INLINE void put_activations(const float *x, float inverse, uint8_t *target, int3
     }
 }
 
-/* Products of the codes of steps [first, end) with the bytes at `offset` of the activations. */
+INLINE vint four(const struct linear_block *block, int32_t at)
+{
+    int32_t bytes;
+
+    memcpy(&bytes, block->value + at, sizeof bytes);
+    return v_ints(bytes);
+}
+
+/* Adds products of the codes of steps [first, end) with the high bytes of the activations
+ * (offset 0) or the low ones (32). */
 INLINE void dot_bytes(const uint8_t *code, const struct linear_block *block, int64_t block_stride,
                       int32_t tokens, const int32_t range[2], int32_t offset,
                       vint dots[TILE_TOKENS][2])
@@ -36,11 +45,10 @@ INLINE void dot_bytes(const uint8_t *code, const struct linear_block *block, int
         vint right = v_load(code + (ptrdiff_t)step * 128 + 64);
 
         for (int32_t n = 0; n < tokens; n++) {
-            int32_t four;
+            vint q = four(&block[n * block_stride], offset + 4 * step);
 
-            memcpy(&four, block[n * block_stride].value + offset + 4 * step, sizeof four);
-            dots[n][0] = _mm512_dpbusd_epi32(dots[n][0], left, v_ints(four));
-            dots[n][1] = _mm512_dpbusd_epi32(dots[n][1], right, v_ints(four));
+            dots[n][0] = _mm512_dpbusd_epi32(dots[n][0], left, q);
+            dots[n][1] = _mm512_dpbusd_epi32(dots[n][1], right, q);
         }
     }
 }
@@ -52,21 +60,31 @@ INLINE void dot_steps(const uint8_t *code, const struct linear_tile *t, int32_t 
     const struct linear_block *block = t->block + b;
     __m128i zero_shift = _mm_cvtsi32_si128(t->layout->zero_shift);
     int32_t range[2] = {whole ? 0 : 4 * sub, whole ? 8 : 4 * sub + 4};
+    bool few = tokens <= 2; /* one chain of sums a row and token would leave the units idle */
+    vint low[TILE_TOKENS][2];
 
     for (int32_t n = 0; n < tokens; n++) {
         dots[n][0] = _mm512_setzero_si512();
         dots[n][1] = _mm512_setzero_si512();
+        low[n][0] = _mm512_setzero_si512();
+        low[n][1] = _mm512_setzero_si512();
     }
     dot_bytes(code, block, t->block_stride, tokens, range, 0, dots);
+    if (few)
+        dot_bytes(code, block, t->block_stride, tokens, range, 32, low);
     for (int32_t n = 0; n < tokens; n++) {
         const struct linear_block *own = &block[n * t->block_stride];
         vint minus = v_ints(whole ? own->minus_sum : own->minus_half_sum[sub]);
 
         minus = _mm512_sll_epi32(minus, zero_shift);
-        dots[n][0] = _mm512_add_epi32(_mm512_slli_epi32(dots[n][0], 8), minus);
-        dots[n][1] = _mm512_add_epi32(_mm512_slli_epi32(dots[n][1], 8), minus);
+        for (int32_t h = 0; h < 2; h++) {
+            vint rest = few ? _mm512_add_epi32(low[n][h], minus) : minus;
+
+            dots[n][h] = _mm512_add_epi32(_mm512_slli_epi32(dots[n][h], 8), rest);
+        }
     }
-    dot_bytes(code, block, t->block_stride, tokens, range, 32, dots);
+    if (!few)
+        dot_bytes(code, block, t->block_stride, tokens, range, 32, dots);
 }
 
 #include "kernels/cpu/linear_simd.h"
@@ -77,6 +95,5 @@ const struct linear_kernels linear_avx512bf16 = {
     .quantise = quantise,
     .decode = decode,
     .tile = tile,
-    .direct = direct,
     .tile_float = tile_float,
 };

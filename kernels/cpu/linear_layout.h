@@ -147,7 +147,8 @@ struct linear_tile {
     const struct linear_layout *layout;
     const uint8_t *header[2]; /* of the unit's groups; [1] where a unit is two */
     const uint8_t *code[2];   /* the tiles of their block block_first */
-    int64_t ahead;            /* bytes from these to the next unit's */
+    int64_t ahead;            /* bytes from these to the next unit's; 0: do not prefetch */
+    bool direct;              /* tile decodes each block itself: reading and computing overlap */
     int32_t block_first;
     int32_t block_count;
     struct linear_panel *panel;       /* decode writes it, tile reads it */
@@ -170,14 +171,12 @@ struct linear_float_tile {
 
 struct linear_kernels {
     int32_t unit_rows;     /* 16 or 32 */
-    int32_t direct_tokens; /* up to so many `direct` takes; 0: it is not there */
+    int32_t direct_tokens; /* up to so many tokens may be `direct` */
     /* `in` values of one token to blocks. */
     void (*quantise)(const float *x, int32_t in, struct linear_block *target);
     /* Some blocks of the unit to the panel, and from there to the sums. */
     void (*decode)(const struct linear_tile *tile);
     void (*tile)(const struct linear_tile *tile);
-    /* Both, without the panel. */
-    void (*direct)(const struct linear_tile *tile);
     void (*tile_float)(const struct linear_float_tile *tile);
 };
 

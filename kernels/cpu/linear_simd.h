@@ -86,24 +86,18 @@ INLINE void decode_tile(int32_t code_bits, const int8_t *table, const uint8_t *t
     }
 }
 
-static void decode_half(const struct linear_tile *t, const uint8_t *tile, uint8_t *target)
+INLINE void decode_half(const struct format_scheme *scheme, const uint8_t *tile, uint8_t *target)
 {
-    const struct format_scheme *scheme = t->layout->scheme;
-
-    for (int32_t b = 0; b < t->block_count; b++) {
-        if (scheme->table != NULL)
-            decode_tile(4, scheme->table, tile, target);
-        else if (scheme->code_bits == 4)
-            decode_tile(4, NULL, tile, target);
-        else if (scheme->code_bits == 5)
-            decode_tile(5, NULL, tile, target);
-        else if (scheme->code_bits == 6)
-            decode_tile(6, NULL, tile, target);
-        else
-            decode_tile(8, NULL, tile, target);
-        tile += t->layout->tile_bytes;
-        target += BLOCK_CODE_BYTES;
-    }
+    if (scheme->table != NULL)
+        decode_tile(4, scheme->table, tile, target);
+    else if (scheme->code_bits == 4)
+        decode_tile(4, NULL, tile, target);
+    else if (scheme->code_bits == 5)
+        decode_tile(5, NULL, tile, target);
+    else if (scheme->code_bits == 6)
+        decode_tile(6, NULL, tile, target);
+    else
+        decode_tile(8, NULL, tile, target);
 }
 
 /* ---- panels: scales ---- */
@@ -190,32 +184,38 @@ INLINE void decode_scales(const struct linear_tile *t, int32_t half, int32_t b, 
     }
 }
 
-/* The part of the first tile that half a unit's rows are in. */
-INLINE const uint8_t *half_code(const struct linear_tile *t, int32_t half)
+/* Block b of a tile to a block of a panel. */
+static void decode_block(const struct linear_tile *t, int32_t b, int32_t panel_block)
 {
-    return t->code[half % UNIT_GROUPS] + 4 * (half * LANES % LINEAR_ROWS);
+    struct linear_panel *panel = t->panel;
+    ptrdiff_t scales = (ptrdiff_t)panel_block * 2 * UNIT_ROWS;
+    uint8_t *code = panel->code + (ptrdiff_t)panel_block * BLOCK_CODE_BYTES;
+
+    for (int32_t half = 0; half < 2; half++) {
+        const uint8_t *tile = t->code[half % UNIT_GROUPS] + 4 * (half * LANES % LINEAR_ROWS) +
+                              (ptrdiff_t)b * t->layout->tile_bytes;
+
+        decode_half(t->layout->scheme, tile, code + (ptrdiff_t)half * VECTOR_BYTES);
+        decode_scales(t, half, b, panel->scale + scales, panel->min + scales);
+    }
 }
 
 static void decode(const struct linear_tile *t)
 {
-    for (int32_t half = 0; half < 2; half++) {
-        decode_half(t, half_code(t, half), t->panel->code + (ptrdiff_t)half * VECTOR_BYTES);
-        for (int32_t b = 0; b < t->block_count; b++)
-            decode_scales(t, half, b, t->panel->scale + (ptrdiff_t)b * 2 * UNIT_ROWS,
-                          t->panel->min + (ptrdiff_t)b * 2 * UNIT_ROWS);
-    }
+    for (int32_t b = 0; b < t->block_count; b++)
+        decode_block(t, b, b);
 }
 
 /* ---- tiles ---- */
 
 /* Asks for what the unit after this one has in the place of block b. */
-INLINE void prefetch_block(const struct linear_tile *t, int32_t code_bits, int32_t b)
+INLINE void prefetch_block(const struct linear_tile *t, int32_t b)
 {
     for (int32_t i = 0; i < UNIT_GROUPS; i++) {
         const uint8_t *next = t->code[i] + (ptrdiff_t)b * t->layout->tile_bytes + t->ahead;
 
-        for (int32_t n = 0; n < code_bits; n++)
-            __builtin_prefetch(next + (ptrdiff_t)64 * n);
+        for (int32_t n = 0; n < t->layout->tile_bytes; n += 64)
+            __builtin_prefetch(next + n);
     }
 }
 
@@ -281,14 +281,17 @@ INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, struct kind
 
     load_sums(t->sum, tokens, sum);
     for (int32_t b = 0; b < t->block_count; b++) {
+        int32_t panel_block = t->direct ? 0 : b;
         struct panel_block panel = {
-            .code = t->panel->code + (ptrdiff_t)b * BLOCK_CODE_BYTES,
-            .scale = t->panel->scale + (ptrdiff_t)b * 2 * UNIT_ROWS,
-            .min = t->panel->min + (ptrdiff_t)b * 2 * UNIT_ROWS,
+            .code = t->panel->code + (ptrdiff_t)panel_block * BLOCK_CODE_BYTES,
+            .scale = t->panel->scale + (ptrdiff_t)panel_block * 2 * UNIT_ROWS,
+            .min = t->panel->min + (ptrdiff_t)panel_block * 2 * UNIT_ROWS,
         };
 
         if (t->ahead != 0)
-            prefetch_block(t, t->layout->scheme->code_bits, b);
+            prefetch_block(t, b);
+        if (t->direct)
+            decode_block(t, b, 0);
         add_sub_block(t, tokens, b, 0, panel, kind, sum);
         if (!kind.whole)
             add_sub_block(t, tokens, b, 1, panel, kind, sum);
@@ -312,7 +315,9 @@ INLINE void tile_all(const struct linear_tile *all, struct kind kind)
     struct linear_tile t = *all;
 
     while (t.token_count > 0) {
-        if (t.token_count <= 2)
+        if (t.token_count == 1)
+            tile_next(&t, 1, kind);
+        else if (t.token_count == 2)
             tile_next(&t, 2, kind);
         else if (t.token_count <= 4 || t.token_count == 7 || t.token_count == 8)
             tile_next(&t, 4, kind);
@@ -333,66 +338,6 @@ static void tile(const struct linear_tile *t)
         tile_all(t, (struct kind){.whole = false});
     else
         tile_all(t, (struct kind){.whole = false, .has_min = true});
-}
-
-/* ---- few tokens: no panel, so that reading weights and computing overlap ---- */
-
-INLINE void direct_tokens(const struct linear_tile *t, int32_t tokens, int32_t code_bits,
-                          const int8_t *table, struct kind kind)
-{
-    const uint8_t *tile[2] = {half_code(t, 0), half_code(t, 1)};
-    _Alignas(64) uint8_t code[BLOCK_CODE_BYTES];
-    _Alignas(64) float scale[2 * UNIT_ROWS], min[2 * UNIT_ROWS];
-    struct panel_block panel = {code, scale, min};
-    vfloat sum[TILE_TOKENS][2];
-
-    load_sums(t->sum, tokens, sum);
-    for (int32_t b = 0; b < t->block_count; b++) {
-        prefetch_block(t, code_bits, b);
-        for (int32_t half = 0; half < 2; half++) {
-            decode_tile(code_bits, table, tile[half], code + (ptrdiff_t)half * VECTOR_BYTES);
-            decode_scales(t, half, b, scale, min);
-            tile[half] += t->layout->tile_bytes;
-        }
-        add_sub_block(t, tokens, b, 0, panel, kind, sum);
-        if (!kind.whole)
-            add_sub_block(t, tokens, b, 1, panel, kind, sum);
-    }
-    store_sums(t->sum, tokens, sum);
-}
-
-INLINE void direct_kind(const struct linear_tile *t, int32_t code_bits, const int8_t *table,
-                        struct kind kind)
-{
-    if (t->token_count > 4)
-        direct_tokens(t, TILE_TOKENS, code_bits, table, kind);
-    else if (t->token_count > 2)
-        direct_tokens(t, 4, code_bits, table, kind);
-    else if (t->token_count > 1)
-        direct_tokens(t, 2, code_bits, table, kind);
-    else
-        direct_tokens(t, 1, code_bits, table, kind);
-}
-
-/* All of K for up to TILE_TOKENS tokens. */
-static void direct(const struct linear_tile *t)
-{
-    const struct format_scheme *scheme = t->layout->scheme;
-    struct kind plain = {.whole = true}, min = {.whole = true, .has_min = true};
-    struct kind half = {.whole = false}, half_min = {.whole = false, .has_min = true};
-
-    if (scheme->table != NULL)
-        direct_kind(t, 4, scheme->table, plain);
-    else if (scheme->code_bits == 4 && scheme->sub_values == LINEAR_BLOCK)
-        scheme->has_min ? direct_kind(t, 4, NULL, min) : direct_kind(t, 4, NULL, plain);
-    else if (scheme->code_bits == 4)
-        scheme->has_min ? direct_kind(t, 4, NULL, half_min) : direct_kind(t, 4, NULL, half);
-    else if (scheme->code_bits == 5)
-        scheme->has_min ? direct_kind(t, 5, NULL, min) : direct_kind(t, 5, NULL, plain);
-    else if (scheme->code_bits == 6)
-        direct_kind(t, 6, NULL, half);
-    else
-        direct_kind(t, 8, NULL, plain);
 }
 
 /* ---- floats ---- */
