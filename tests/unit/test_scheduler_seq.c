@@ -191,7 +191,7 @@ static void lives_of(int32_t block_count, int32_t slot_max, int32_t depth, int32
 
 static void every_short_life_in_a_tight_pool_ends_with_all_free(void)
 {
-    lives_of(3, 2, 2, 5);
+    lives_of(3, 2, 2, 6);
 }
 
 static void every_short_life_with_one_slot_ends_with_all_free(void)
