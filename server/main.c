@@ -2,7 +2,6 @@
 #include "server/api.h"
 #include "server/command.h"
 #include "server/config.h"
-#include "server/metrics.h"
 
 #include <signal.h>
 #include <stdio.h>
@@ -66,15 +65,9 @@ static int cmd_docs(int argc, char **argv)
     } else if (strcmp(name, "api") == 0) {
         route_document(&text);
         good = print_json(&text);
-    } else if (strcmp(name, "metrics") == 0) {
-        json_raw(&text, "# Metrics\n\nMade by `quire docs metrics` from the tables in "
-                        "`server/metrics.h`: change it there. `GET /metrics` has\nboth names of "
-                        "every family, from the same counters.\n\n");
-        metrics_document(&text);
-        good = print_json(&text);
     } else {
         bool help = strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0;
-        fprintf(help ? stdout : stderr, "usage: quire docs config | yaml | api | metrics\n");
+        fprintf(help ? stdout : stderr, "usage: quire docs config | yaml | api\n");
         return help ? EXIT_CODE_OK : EXIT_CODE_USAGE;
     }
     return good && fflush(stdout) == 0 ? EXIT_CODE_OK : EXIT_CODE_RUNTIME;
