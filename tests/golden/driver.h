@@ -23,8 +23,12 @@ struct driver {
 
 /* A sequence that is run: what is known of it, and what came out. */
 struct sequence {
-    const int32_t *prompt;
+    const int32_t *prompt; /* and, behind it, the outputs of an earlier run (preemption) */
     int32_t prompt_count;
+    int32_t output_before; /* of prompt_count, those outputs */
+    int32_t shared_count;  /* leading tokens whose blocks the slot has already (a prefix hit) */
+    int32_t score_step;    /* every so many prompt tokens are scored; 0: all */
+    bool begun;
     int32_t output_max;
     int32_t *token;     /* [output_max] drawn */
     float *logprob;     /* [output_max] of each */
@@ -86,7 +90,7 @@ static inline void driver_begin(struct step *step, int32_t slot, const struct se
     struct step_start *start = &step->start[step->start_count++];
 
     *start = (struct step_start){.slot = slot,
-                                 .prompt_count = sequence->prompt_count,
+                                 .prompt_count = sequence->prompt_count - sequence->output_before,
                                  .token_first = step->history_count,
                                  .token_count = sequence->prompt_count};
     start->sampling.top_p = 1.0f;
@@ -103,8 +107,9 @@ static inline void driver_row(struct driver *driver, struct step *step, int32_t 
 {
     struct step_row *row = &step->row[step->row_count++];
 
-    if (sequence->fed == 0)
+    if (!sequence->begun)
         driver_begin(step, slot, sequence);
+    sequence->begun = true;
     driver_grow(driver, step, slot, sequence->fed + count);
     *row = (struct step_row){.slot = slot,
                              .position = sequence->fed,
@@ -142,10 +147,12 @@ static inline void driver_next(struct driver *driver, struct step *step, int32_t
     } else {
         driver_row(driver, step, slot, sequence, sequence->prompt + from, count);
         for (int32_t i = 0; i < count && from + i + 1 < sequence->prompt_count; i++)
-            driver_sample(step, STEP_SCORE, slot, first + i, 0, sequence->prompt[from + i + 1]);
+            if (sequence->score_step == 0 || (from + i) % sequence->score_step == 0)
+                driver_sample(step, STEP_SCORE, slot, first + i, 0, sequence->prompt[from + i + 1]);
     }
     if (sequence->fed >= sequence->prompt_count && sequence->drawn < sequence->output_max)
-        driver_sample(step, STEP_DRAW, slot, step->token_count - 1, sequence->drawn++, 0);
+        driver_sample(step, STEP_DRAW, slot, step->token_count - 1,
+                      sequence->output_before + sequence->drawn++, 0);
 }
 
 /* Results of a step to their sequences. */
@@ -157,7 +164,7 @@ static inline void driver_take(const struct batch *batch, struct sequence *seque
     for (int32_t i = 0; i < step->sample_count; i++) {
         const struct step_sample *sample = &step->sample[i];
         struct sequence *one = &sequence[sample->slot];
-        int32_t row = 0, k = sample->output_index;
+        int32_t row = 0, k = sample->output_index - one->output_before;
 
         if (sample->kind == STEP_SCORE) {
             while (sample->index >= step->row[row].token_first + step->row[row].token_count)
@@ -206,8 +213,11 @@ static inline int driver_run(struct driver *driver, struct sequence *sequence, i
     bool more = true;
     int status = 0;
 
-    for (int32_t i = 0; i < count; i++)
-        sequence[i].fed = sequence[i].drawn = sequence[i].arrived = 0;
+    for (int32_t i = 0; i < count; i++) {
+        sequence[i].fed = sequence[i].shared_count;
+        sequence[i].drawn = sequence[i].arrived = 0;
+        sequence[i].begun = false;
+    }
     while (more || waited < started) {
         while (more && started - waited < depth) {
             struct batch *batch = model_batch(driver->model);
@@ -251,17 +261,64 @@ static inline void sequence_free(struct sequence *sequence)
     free(sequence->top_logprob);
 }
 
-/* Bit for bit: ids, log-probabilities, scores. */
-static inline bool sequence_equal(const struct sequence *left, const struct sequence *right)
+/* Bit for bit: ids, log-probabilities, scores. `part` may have begun behind a shared prefix or
+ * behind some outputs of `whole`; what it computed itself is compared. */
+static inline bool sequence_equal(const struct sequence *part, const struct sequence *whole)
 {
-    size_t outputs = (size_t)left->output_max, scores = (size_t)left->prompt_count - 1;
+    size_t outputs = (size_t)part->output_max, before = (size_t)part->output_before;
+    size_t first = (size_t)part->shared_count;
+    size_t scores = (size_t)whole->prompt_count - 1 - first;
 
-    return memcmp(left->token, right->token, outputs * sizeof(int32_t)) == 0 &&
-           memcmp(left->logprob, right->logprob, outputs * sizeof(float)) == 0 &&
-           memcmp(left->top, right->top, outputs * DRIVER_TOP * sizeof(int32_t)) == 0 &&
-           memcmp(left->top_logprob, right->top_logprob, outputs * DRIVER_TOP * sizeof(float)) ==
-               0 &&
-           memcmp(left->score, right->score, scores * sizeof(float)) == 0;
+    return memcmp(part->token, whole->token + before, outputs * sizeof(int32_t)) == 0 &&
+           memcmp(part->logprob, whole->logprob + before, outputs * sizeof(float)) == 0 &&
+           memcmp(part->top, whole->top + before * DRIVER_TOP,
+                  outputs * DRIVER_TOP * sizeof(int32_t)) == 0 &&
+           memcmp(part->top_logprob, whole->top_logprob + before * DRIVER_TOP,
+                  outputs * DRIVER_TOP * sizeof(float)) == 0 &&
+           memcmp(part->score + first, whole->score + first, scores * sizeof(float)) == 0;
+}
+
+/* Runs `whole` again behind its first full blocks, which an earlier run left in slot 0. */
+static inline bool driver_prefix_hit_is_equal(struct driver *driver, const struct sequence *whole,
+                                              int32_t chunk, int32_t token_max)
+{
+    struct sequence again = sequence_create(whole->prompt, whole->prompt_count, whole->output_max);
+    bool equal;
+
+    again.score_step = whole->score_step;
+    driver_reset(driver, 1);
+    equal = driver_run(driver, &again, 1, chunk, token_max, 1) == 0;
+    driver->held[0] = (whole->prompt_count - 1) / DRIVER_BLOCK_TOKENS;
+    again.shared_count = driver->held[0] * DRIVER_BLOCK_TOKENS;
+    memset(again.token, 0, (size_t)again.output_max * sizeof(*again.token));
+    memset(again.logprob, 0, (size_t)again.output_max * sizeof(*again.logprob));
+    equal = equal && driver_run(driver, &again, 1, chunk, token_max, 1) == 0 &&
+            sequence_equal(&again, whole);
+    sequence_free(&again);
+    return equal;
+}
+
+/* Runs `whole` again from its prompt and its first `before` outputs, recomputed in other blocks. */
+static inline bool driver_preemption_is_equal(struct driver *driver, const struct sequence *whole,
+                                              int32_t before, int32_t chunk, int32_t token_max)
+{
+    int32_t count = whole->prompt_count + before;
+    int32_t *known = malloc((size_t)count * sizeof(*known));
+    struct sequence again = sequence_create(known, count, whole->output_max - before);
+    bool equal;
+
+    if (known == NULL)
+        abort();
+    memcpy(known, whole->prompt, (size_t)whole->prompt_count * sizeof(*known));
+    memcpy(known + whole->prompt_count, whole->token, (size_t)before * sizeof(*known));
+    again.output_before = before;
+    again.score_step = whole->score_step;
+    driver_reset(driver, 55);
+    equal =
+        driver_run(driver, &again, 1, chunk, token_max, 1) == 0 && sequence_equal(&again, whole);
+    sequence_free(&again);
+    free(known);
+    return equal;
 }
 
 #endif

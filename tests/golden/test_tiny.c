@@ -142,6 +142,10 @@ static void a_sequence_has_the_same_bits_however_steps_are_cut(void)
     expect_same_bits(16, TOKEN_MAX, 389, 1);
     expect_same_bits(PROMPT, 100, 77, STEP_DEPTH);
     expect_same_bits(7, 40, 77, STEP_DEPTH);
+    for (int32_t i = 0; i < SEQUENCES; i++) {
+        EXPECT(driver_prefix_hit_is_equal(&shared, &alone[i], 7, TOKEN_MAX));
+        EXPECT(driver_preemption_is_equal(&shared, &alone[i], 5, 13, TOKEN_MAX));
+    }
     for (int32_t i = 0; i < SEQUENCES; i++)
         sequence_free(&alone[i]);
     model_close(shared.model);

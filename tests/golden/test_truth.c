@@ -179,6 +179,7 @@ static void create_sequences(struct sequence *sequence, int32_t count)
         int32_t cut = i < prompt_count ? 0 : one->token_count / 3;
 
         sequence[i] = sequence_create(one->token, one->token_count - cut, OUTPUT);
+        sequence[i].score_step = 16; /* scores are most of the work */
     }
 }
 
@@ -242,6 +243,22 @@ static void two_steps_in_flight_give_the_same_bits(void)
     expect_same_bits(BATCH, 64, 200, 77, STEP_DEPTH);
 }
 
+static void a_prefix_hit_gives_the_same_bits(void)
+{
+    if (missing != NULL)
+        SKIP(missing);
+    for (int32_t i = 0; i < prompt_count; i++)
+        EXPECT(driver_prefix_hit_is_equal(&driver, &alone[i], 128, TOKEN_MAX));
+}
+
+static void a_preemption_gives_the_same_bits(void)
+{
+    if (missing != NULL)
+        SKIP(missing);
+    for (int32_t i = 0; i < prompt_count; i++)
+        EXPECT(driver_preemption_is_equal(&driver, &alone[i], 9, 200, TOKEN_MAX));
+}
+
 int main(int argc, char **argv)
 {
     bool cuda = argc == 3 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0;
@@ -257,6 +274,8 @@ int main(int argc, char **argv)
     TEST(chunks_of_7_give_the_same_bits);
     TEST(other_block_tables_give_the_same_bits);
     TEST(two_steps_in_flight_give_the_same_bits);
+    TEST(a_prefix_hit_gives_the_same_bits);
+    TEST(a_preemption_gives_the_same_bits);
     free_sequences(alone, prompt_count);
     model_close(driver.model);
     cJSON_Delete(truth);
