@@ -1,8 +1,8 @@
 /* `quire serve MODEL`: starts everything in order, waits for a signal, stops it in reverse.
  *
  * HTTP comes first, so that /health answers 503 while the model loads and a port in use is known
- * at once. The main thread then sleeps in sigwaitinfo: SIGTERM and SIGINT drain, SIGUSR1 (sent
- * by the engine thread) says that a device is lost.
+ * at once. The main thread then sleeps in sigwaitinfo: SIGTERM, SIGINT and SIGHUP drain, SIGUSR1
+ * (sent by the engine thread) says that a device is lost.
  */
 #include "model/model.h"
 #include "server/command.h"
@@ -49,7 +49,10 @@ static void take_signals(struct serving *serving)
     sigaddset(&serving->signals, SIGTERM);
     sigaddset(&serving->signals, SIGINT);
     sigaddset(&serving->signals, SIGUSR1);
-    signal(SIGHUP, SIG_IGN);
+    if (signal(SIGHUP, SIG_DFL) != SIG_IGN) /* nohup ignores it; else the terminal is gone */
+        sigaddset(&serving->signals, SIGHUP);
+    else
+        signal(SIGHUP, SIG_IGN);
     /* Threads inherit the mask: only the main thread ever sees these. */
     pthread_sigmask(SIG_BLOCK, &serving->signals, NULL);
 }
