@@ -271,7 +271,8 @@ bool fields_tokens(const struct json_value *list, const char *path, int32_t voca
         if (!whole || number < 0 || number >= vocab_count) {
             snprintf(name, sizeof name, "%s[%lld]", path, (long long)count);
             free(id);
-            if (value.kind != JSON_NUMBER)
+            double real = value.kind == JSON_NUMBER ? json_number(&value) : 0;
+            if (value.kind != JSON_NUMBER || (isfinite(real) && real != floor(real)))
                 return fields_wrong_type(error, name, "a token id", &value);
             return fields_wrong_range(error, name, 0, vocab_count - 1, &value);
         }
