@@ -53,9 +53,9 @@ struct device_options {
 /* A sequence takes a slot: parameters, and the tokens it already has (penalties count them). */
 struct step_start {
     int32_t slot;
-    int32_t prompt_count;  /* of `token`, those that were the prompt; the rest was put out */
-    int32_t token_first;   /* index into history[] */
-    int32_t token_count;   /* prompt and output so far */
+    int32_t prompt_count; /* of `token`, those that were the prompt; the rest was put out */
+    int32_t token_first;  /* index into history[] */
+    int32_t token_count;  /* prompt and output so far */
     struct sampling sampling;
 };
 
@@ -100,13 +100,13 @@ struct step_sample {
 
 struct step {
     int32_t start_count, change_count, move_count, row_count, token_count, sample_count;
-    struct step_start *start;   /* [slot_max] */
-    int32_t *history;           /* [history_max] tokens of the starts */
-    int32_t history_max;        /* slot_max * context_max would do; see model.c */
+    struct step_start *start; /* [slot_max] */
+    int32_t *history;         /* [history_max] tokens of the starts */
+    int32_t history_max;      /* slot_max * context_max would do; see model.c */
     int32_t history_count;
     struct step_change *change; /* [change_max] */
     int32_t change_max;
-    struct step_move *move;     /* [move_max] */
+    struct step_move *move; /* [move_max] */
     int32_t move_max;
     struct step_row *row;       /* [slot_max] */
     int32_t *token;             /* [token_max] ids; 0 where on the device */
@@ -174,8 +174,8 @@ struct rope_store_args {
     const float *q_norm;   /* [C] on the device, or NULL: no norm */
     const float *k_norm;
     float norm_eps;
-    const float *rope;     /* [context_max, rotary / 2, 2] cos and sin, f32, on the device */
-    int32_t rotary;        /* rotated dims of a head, even, at most C */
+    const float *rope; /* [context_max, rotary / 2, 2] cos and sin, f32, on the device */
+    int32_t rotary;    /* rotated dims of a head, even, at most C */
     enum rope_pairing pairing;
 };
 
@@ -191,7 +191,7 @@ struct attention_args {
 };
 
 struct device_ops {
-    const char *name; /* "cpu", "cuda" */
+    const char *name;        /* "cpu", "cuda" */
     size_t activation_bytes; /* of one element of an activation */
 
     /* Life. `open` gives 0, or a negative errno and one line in `error`. */
@@ -207,8 +207,8 @@ struct device_ops {
     void (*upload)(struct device *device, void *target, const void *source, size_t bytes);
     void (*download)(struct device *device, void *target, const void *source, size_t bytes);
     /* f32 on the host to and from activations, [rows, width]; for tests and tools. Both wait. */
-    void (*put)(struct device *device, struct activation target, const float *source,
-                int32_t rows, int32_t width);
+    void (*put)(struct device *device, struct activation target, const float *source, int32_t rows,
+                int32_t width);
     void (*get)(struct device *device, float *target, struct activation source, int32_t rows,
                 int32_t width);
 

@@ -1,6 +1,6 @@
 /* Sampling parameters: one line each.
  *
- * From this table come the request parser's names, types, ranges and defaults, the docs, and the
+ * From this table come the parser's names, types, ranges and defaults, the docs, and the
  * per-slot state on a device. A parameter's effect is in kernels/sampling_math.h, which both
  * backends compile. Order of effects: bias, min_tokens mask, penalties, (greedy: argmax),
  * temperature, min_p, top_k, top_p, draw. Log-probabilities are those of the raw logits.
@@ -39,10 +39,10 @@ struct sampling {
     float repetition_penalty;
     int32_t min_tokens;
 
-    uint64_t seed;       /* draws are keyed by (seed, index of the output token) alone */
-    int32_t top_count;   /* likeliest tokens wanted with each sample; -1: no log-probability */
-    int32_t bias_count;  /* at most SAMPLING_BIAS_MAX */
-    int32_t stop_count;  /* at most SAMPLING_STOP_MAX; masked until min_tokens are out */
+    uint64_t seed;      /* draws are keyed by (seed, index of the output token) alone */
+    int32_t top_count;  /* likeliest tokens wanted with each sample; -1: no log-probability */
+    int32_t bias_count; /* at most SAMPLING_BIAS_MAX */
+    int32_t stop_count; /* at most SAMPLING_STOP_MAX; masked until min_tokens are out */
     int32_t bias_token[SAMPLING_BIAS_MAX];
     float bias_value[SAMPLING_BIAS_MAX]; /* -100 to 100, added to the logit */
     int32_t stop_token[SAMPLING_STOP_MAX];

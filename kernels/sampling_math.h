@@ -67,6 +67,7 @@ SAMPLING_MATH double sampling_uniform(uint64_t seed, int32_t output_index)
     return ((double)bits + 0.5) * (1.0 / 4503599627370496.0);
 }
 
+/* True if the likeliest token is taken, whatever the seed. */
 SAMPLING_MATH bool sampling_greedy(const struct sampling *sampling)
 {
     return sampling->temperature < SAMPLING_TEMPERATURE_LEAST || sampling->top_p <= 0.0f ||
@@ -80,6 +81,7 @@ SAMPLING_MATH bool sampling_penalises(const struct sampling *sampling)
            sampling->repetition_penalty != 1.0f;
 }
 
+/* What a logit counts as. */
 SAMPLING_MATH float sampling_finite(float logit)
 {
     if (!(logit >= -FLT_MAX)) /* NaN too */

@@ -195,7 +195,7 @@ static struct ranked *rank_all(const double *x, int32_t V)
 {
     struct ranked *ranked = malloc((size_t)V * sizeof(*ranked));
 
-    assert(ranked != NULL);
+    assert(V > 0 && ranked != NULL);
     for (int32_t i = 0; i < V; i++)
         ranked[i] = (struct ranked){x[i], i};
     qsort(ranked, (size_t)V, sizeof(*ranked), likeliest_first);
@@ -224,10 +224,10 @@ void reference_distribution(double *probability, const float *logits, int32_t V,
                             const struct reference_history *history, int32_t output_index)
 {
     double *x = malloc((size_t)V * sizeof(*x));
-    double *weight = malloc((size_t)V * sizeof(*weight));
+    double *weight = calloc((size_t)V, sizeof(*weight));
     double total = 0.0;
 
-    assert(x != NULL && weight != NULL);
+    assert(V > 0 && x != NULL && weight != NULL);
     for (int32_t i = 0; i < V; i++)
         x[i] = (double)sampling_finite(logits[i]);
     apply_effects(x, V, sampling, history, output_index);
@@ -305,7 +305,7 @@ void reference_top(int32_t *token, const float *logits, int32_t V, int32_t count
 {
     double *x = malloc((size_t)V * sizeof(*x));
 
-    assert(x != NULL);
+    assert(V > 0 && x != NULL);
     for (int32_t i = 0; i < V; i++)
         x[i] = (double)sampling_finite(logits[i]);
     struct ranked *ranked = rank_all(x, V);
