@@ -11,7 +11,7 @@
 
 #include <cjson/cJSON.h>
 
-enum { ASK_TEXT_MAX = 8192, ASK_TOKEN_MAX = 1024, ASK_CHOICE_MAX = 16 };
+enum { ASK_TEXT_MAX = 16384, ASK_TOKEN_MAX = 4096, ASK_CHOICE_MAX = 8 };
 
 /* The text with " for ', to be freed. */
 char *ask_json(const char *text);
