@@ -116,8 +116,7 @@ static void add_norm_task(void *context, int32_t task, int32_t worker)
     }
 }
 
-/* NOLINTNEXTLINE(readability-function-size): the op's arguments; a struct for one call is no gain
- */
+/* The op's own arguments. NOLINTNEXTLINE(readability-function-size) */
 void cpu_add_norm(struct device *device, struct activation out, struct activation x,
                   struct activation branch, const float *branch_weight, const float *weight,
                   float eps, int32_t T, int32_t D)

@@ -281,8 +281,8 @@ static inline vfloat v_load_f16(const uint16_t *p)
     vint half = {p[0], p[1], p[2], p[3]};
     vfloat magnitude = (vfloat)((half & 0x7fff) << 13) * v_set(5.192296858534828e33f);
     vint special = (half & 0x7c00) == 0x7c00;
-    vint bits = (vint)magnitude | (special & 0x7f800000) | ((half & 0x8000) << 16);
-    return (vfloat)bits;
+    vint sign = (half > 0x7fff) & INT32_MIN;
+    return (vfloat)((vint)magnitude | (special & 0x7f800000) | sign);
 }
 
 static inline uint16_t f16_of(float value)
