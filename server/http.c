@@ -248,13 +248,14 @@ void exchange_run(struct exchange *exchange, struct stream *stream, struct job *
 {
     struct engine *engine = exchange_engine(exchange);
 
+    exchange->stream = stream; /* first: a stop that finds the exchange fails its stream */
     if (!exchange_enter(exchange)) {
+        exchange->stream = NULL;
         refuse_jobs(exchange, jobs, -ESHUTDOWN);
         output->free(output->context);
         stream_release(stream);
         return;
     }
-    exchange->stream = stream;
     exchange->output = *output;
     exchange->phase = PHASE_RUNNING;
     engine_watch(engine, socket_of(exchange), stream);
