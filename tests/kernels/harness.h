@@ -185,7 +185,7 @@ static inline bool run_cuda(test_list *tests)
                                .name = "cuda",
                                .tolerance = 2e-2,
                                .loose = 4e-2,
-                               .cache = REFERENCE_EXACT};
+                               .cache = REFERENCE_F16};
     if (subject.ops == NULL || subject.ops->open(&device, &options, error, sizeof(error)) != 0) {
         printf("no cuda here: %s\n", subject.ops == NULL ? "built without it" : error);
         return false;

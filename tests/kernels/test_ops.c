@@ -438,8 +438,92 @@ static void memory_is_zeroed_and_kept_apart(void)
     free(copy);
 }
 
+/* Error of `got` in units of the last place of what it should be. */
+static double ulps(float got, double expected)
+{
+    float size = fabsf((float)expected);
+    return fabs((double)got - expected) / (double)(nextafterf(size, INFINITY) - size);
+}
+
+static double silu(double x)
+{
+    return x / (1.0 + exp(-x));
+}
+
+static double gelu(double x)
+{
+    return x / (1.0 + exp(-2.0 * sqrt(2.0 / M_PI) * x * (1.0 + 0.044715 * x * x)));
+}
+
+/* The bounds of docs/kernels.md, on a grid that no two of its points share bits with. */
+static void functions_are_within_their_stated_errors(void)
+{
+    const struct cpu_vector *vector = cpu_vector(subject.isa);
+    double worst_exp = 0, worst_tanh = 0, worst_silu = 0, worst_gelu = 0;
+    float one = 1.0f, y;
+
+    if (!subject.is_cpu)
+        SKIP("its functions are its compiler's");
+    for (int32_t i = -26000; i <= 26000; i++) {
+        float x = (float)i * 0.003337f;
+        vector->chunk_weights(&y, &x, 1, 0.0f, 1.0f);
+        worst_exp = fmax(worst_exp, ulps(y, exp((double)x)));
+        vector->act_mul(&y, &x, &one, ACT_SILU, 1);
+        if (i != 0)
+            worst_silu = fmax(worst_silu, ulps(y, silu((double)x)));
+        x *= 0.1f;
+        vector->act_mul(&y, &x, &one, ACT_GELU_TANH, 1);
+        if (i != 0)
+            worst_gelu = fmax(worst_gelu, fabs((double)y - gelu((double)x)) / fabs((double)x));
+        y = x;
+        vector->softcap(&y, 1.0f, 1);
+        if (i != 0)
+            worst_tanh = fmax(worst_tanh, ulps(y, tanh((double)x)));
+    }
+    EXPECT(worst_exp <= 2.0);
+    EXPECT(worst_tanh <= 2.0);
+    EXPECT(worst_silu <= 4.0);
+    EXPECT(worst_gelu <= 1.0 / (1 << 22));
+    float below = -90.0f;
+    vector->chunk_weights(&y, &below, 1, 0.0f, 1.0f);
+    EXPECT(y == 0.0f);
+}
+
+/* Every half to f32 and back, and the roundings between, on the processor's own functions. */
+static void halves_are_rounded_to_even_and_saturate(void)
+{
+    const struct cpu_vector *vector = cpu_vector(subject.isa);
+
+    if (!subject.is_cpu)
+        SKIP("its halves are its compiler's");
+    for (int32_t i = 0; i < 0x7c00; i++) {
+        uint16_t half = (uint16_t)i, back[3];
+        float value, next;
+        vector->load_value(&value, &half, 1);
+        EXPECT((double)value == reference_round((double)value, REFERENCE_F16));
+        half = (uint16_t)(i + 1 < 0x7c00 ? i + 1 : i);
+        vector->load_value(&next, &half, 1);
+        float middle = (value + next) * 0.5f;
+        const float x[3] = {value, -middle, nextafterf(middle, INFINITY)};
+        vector->to_f16(back, x, 3);
+        EXPECT_INT(back[0], ==, i);
+        vector->load_value(&value, &back[1], 1);
+        EXPECT((double)value == reference_round((double)-middle, REFERENCE_F16));
+        vector->load_value(&value, &back[2], 1);
+        EXPECT((double)value == reference_round((double)x[2], REFERENCE_F16));
+    }
+    const float beyond[3] = {1e9f, -70000.0f, NAN};
+    uint16_t half[3];
+    vector->to_f16(half, beyond, 3);
+    EXPECT_INT(half[0], ==, 0x7bff);
+    EXPECT_INT(half[1], ==, 0xfbff);
+    EXPECT((half[2] & 0x7fff) > 0x7c00);
+}
+
 static void tests(void)
 {
+    TEST(functions_are_within_their_stated_errors);
+    TEST(halves_are_rounded_to_even_and_saturate);
     TEST(norm_is_the_formula);
     TEST(add_norm_adds_the_branch_then_norms);
     TEST(act_mul_is_the_formula);
