@@ -460,7 +460,7 @@ static bool set_kind(struct spm *spm, int32_t token, int32_t type, char *error, 
     default:
         return refuse(error, error_bytes, "has a type that is not 1 to 6", token);
     }
-    spm->base.token_kind[token] = kind;
+    spm->base.token_kind[token] = (uint8_t)kind;
     set_bridges(spm, token);
     return true;
 }
