@@ -103,18 +103,19 @@ static bool any_quantised(const struct weight *weight)
 
 /* ---- units ---- */
 
+/* Where the groups of a unit start. Those beyond the last are the last again: computed with the
+ * others, and dropped. */
 static void unit_groups(const struct job *job, const struct piece *piece, int32_t unit,
-                        const uint8_t *group[2])
+                        const uint8_t *group[LINEAR_UNIT_GROUPS_MAX])
 {
-    int32_t groups = job->kernels->unit_rows / LINEAR_ROWS;
+    int32_t group_count = job->kernels->unit_rows / LINEAR_ROWS;
     int32_t last = linear_group_count(piece->part->out) - 1;
-    int32_t first = unit * groups;
-    int32_t second = first + groups - 1;
 
-    /* A lone last group is computed twice, and the second result is dropped. */
-    second = second < last ? second : last;
-    group[0] = (const uint8_t *)piece->part->data + (size_t)first * piece->group_bytes;
-    group[1] = (const uint8_t *)piece->part->data + (size_t)second * piece->group_bytes;
+    for (int32_t i = 0; i < group_count; i++) {
+        int32_t index = unit * group_count + i < last ? unit * group_count + i : last;
+
+        group[i] = (const uint8_t *)piece->part->data + (size_t)index * piece->group_bytes;
+    }
 }
 
 static int64_t bytes_to_next_unit(const struct job *job, const struct piece *piece)
@@ -122,13 +123,11 @@ static int64_t bytes_to_next_unit(const struct job *job, const struct piece *pie
     return (int64_t)piece->group_bytes * (job->kernels->unit_rows / LINEAR_ROWS);
 }
 
-static void sum_codes(const struct job *job, const struct piece *piece,
-                      const uint8_t *const group[2], struct worker_scratch *scratch)
+static void sum_codes(const struct job *job, const struct piece *piece, int32_t unit,
+                      struct worker_scratch *scratch)
 {
     struct linear_tile tile = {
         .layout = &piece->layout,
-        .header = {group[0], group[1]},
-        .code = {group[0] + piece->headers_bytes, group[1] + piece->headers_bytes},
         .ahead = bytes_to_next_unit(job, piece),
         .direct = piece->token_count <= job->kernels->direct_tokens,
         .block_count = job->block_count,
@@ -139,6 +138,9 @@ static void sum_codes(const struct job *job, const struct piece *piece,
         .sum = scratch->sum,
     };
 
+    unit_groups(job, piece, unit, tile.header);
+    for (int32_t i = 0; i < job->kernels->unit_rows / LINEAR_ROWS; i++)
+        tile.code[i] = tile.header[i] + piece->headers_bytes;
     if (tile.direct) {
         job->kernels->tile(&tile);
         return;
@@ -151,18 +153,17 @@ static void sum_codes(const struct job *job, const struct piece *piece,
         job->kernels->decode(&tile);
         job->kernels->tile(&tile);
         tile.block += LINEAR_PANEL_BLOCKS;
-        tile.code[0] += LINEAR_PANEL_BLOCKS * piece->layout.tile_bytes;
-        tile.code[1] += LINEAR_PANEL_BLOCKS * piece->layout.tile_bytes;
+        for (int32_t i = 0; i < job->kernels->unit_rows / LINEAR_ROWS; i++)
+            tile.code[i] += LINEAR_PANEL_BLOCKS * piece->layout.tile_bytes;
     }
 }
 
-static void sum_floats(const struct job *job, const struct piece *piece,
-                       const uint8_t *const group[2], struct worker_scratch *scratch)
+static void sum_floats(const struct job *job, const struct piece *piece, int32_t unit,
+                       struct worker_scratch *scratch)
 {
     const struct linear_call *call = job->call;
     struct linear_float_tile tile = {
         .format = piece->part->format,
-        .group = {group[0], group[1]},
         .ahead = bytes_to_next_unit(job, piece),
         .in = call->weight->in,
         .x = call->x + piece->token_first * call->x_stride,
@@ -171,6 +172,7 @@ static void sum_floats(const struct job *job, const struct piece *piece,
         .sum = scratch->sum,
     };
 
+    unit_groups(job, piece, unit, tile.group);
     job->kernels->tile_float(&tile);
 }
 
@@ -202,14 +204,12 @@ static void run_unit(const struct job *job, const struct piece *piece, int32_t u
                      struct worker_scratch *scratch)
 {
     size_t sums = (size_t)piece->token_count * (size_t)job->kernels->unit_rows;
-    const uint8_t *group[2];
 
-    unit_groups(job, piece, unit, group);
     memset(scratch->sum, 0, sums * sizeof *scratch->sum);
     if (linear_is_float(piece->part->format))
-        sum_floats(job, piece, group, scratch);
+        sum_floats(job, piece, unit, scratch);
     else
-        sum_codes(job, piece, group, scratch);
+        sum_codes(job, piece, unit, scratch);
     store(job, piece, unit, scratch->sum);
 }
 
@@ -285,7 +285,7 @@ static int32_t task_count(const struct pool *pool, const struct job *job)
     bool few = job->call->T <= FEW_TOKENS;
     int64_t most =
         (int64_t)pool_thread_count(pool) * (few ? TASKS_PER_THREAD_FEW : TASKS_PER_THREAD_MANY);
-    int64_t tasks = few ? job->unit_count / 2 : job->unit_count;
+    int64_t tasks = job->unit_count;
 
     tasks = tasks < most ? tasks : most;
     return tasks < 1 ? 1 : (int32_t)tasks;

@@ -5,7 +5,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 8, STEPS = 16, TILE_TOKENS = 4 };
+enum { LANES = 8, VECTORS = 2, TILE_TOKENS = 4 };
 
 typedef __m256i vint;
 typedef __m256 vfloat;
@@ -13,6 +13,10 @@ typedef __m256 vfloat;
 INLINE vint v_load(const uint8_t *source)
 {
     return _mm256_loadu_si256((const __m256i *)(const void *)source);
+}
+INLINE void v_store_ints(uint8_t *target, vint value)
+{
+    _mm256_storeu_si256((__m256i *)(void *)target, value);
 }
 INLINE vint v_bytes(int32_t value)
 {
@@ -50,6 +54,15 @@ INLINE vint v_left_ints(vint a, int32_t count)
 INLINE vint v_right_ints(vint a, int32_t count)
 {
     return _mm256_srli_epi32(a, count);
+}
+/* By a count that is not known when this is compiled; 32 and more give 0. */
+INLINE vint v_shift_ints(vint a, int32_t count)
+{
+    return _mm256_sll_epi32(a, _mm_cvtsi32_si128(count));
+}
+INLINE vint v_add_pairs(vint sum, vint a, vint b)
+{
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(a, b));
 }
 /* 16 bytes, once in every 16. */
 INLINE vint v_table(const int8_t *table)
@@ -124,15 +137,7 @@ INLINE vfloat v_fnma(vfloat a, vfloat b, vfloat c)
     return _mm256_fnmadd_ps(a, b, c);
 }
 
-/* Of 4 codes a lane, the even ones are one pair of a step and the odd ones another. */
-INLINE void put_codes(uint8_t *target, int32_t v, vint code)
-{
-    vint even = _mm256_and_si256(code, v_ints(0x00ff00ff));
-    vint odd = _mm256_srli_epi16(code, 8);
-
-    _mm256_storeu_si256((__m256i *)(void *)(target + (4 * v) * 32), even);
-    _mm256_storeu_si256((__m256i *)(void *)(target + (4 * v + 2) * 32), odd);
-}
+#include "kernels/cpu/linear_pairs.h"
 
 /* Largest magnitude of 32 values, as f32 bits. */
 INLINE uint32_t largest(const float *x)
@@ -175,42 +180,6 @@ INLINE void put_activations(const float *x, float inverse, uint8_t *target, int3
         sum[i] = v_total(_mm256_add_epi32(first, second));
         words = _mm256_shufflehi_epi16(_mm256_shufflelo_epi16(words, 0xd8), 0xd8);
         _mm256_storeu_si256((__m256i *)(void *)(target + 32 * i), words);
-    }
-}
-
-INLINE vint pair(const struct linear_block *block, int32_t step)
-{
-    int32_t both;
-
-    memcpy(&both, block->value + 4 * step, sizeof both);
-    return v_ints(both);
-}
-
-/* Products of codes and activations, less zero * sum. */
-INLINE void dot_steps(const uint8_t *code, const struct linear_tile *t, int32_t b, int32_t tokens,
-                      bool whole, int32_t sub, vint dots[TILE_TOKENS][2])
-{
-    __m128i zero_shift = _mm_cvtsi32_si128(t->layout->zero_shift);
-    int32_t first = whole ? 0 : 8 * sub;
-    int32_t end = whole ? 16 : first + 8;
-
-    for (int32_t n = 0; n < tokens; n++) {
-        const struct linear_block *block = t->block + n * t->block_stride + b;
-        vint minus = v_ints(whole ? block->minus_sum : block->minus_half_sum[sub]);
-
-        dots[n][0] = _mm256_sll_epi32(minus, zero_shift);
-        dots[n][1] = dots[n][0];
-    }
-    for (int32_t step = first; step < end; step++) {
-        vint left = v_load(code + (ptrdiff_t)step * 64);
-        vint right = v_load(code + (ptrdiff_t)step * 64 + 32);
-
-        for (int32_t n = 0; n < tokens; n++) {
-            vint q = pair(t->block + n * t->block_stride + b, step);
-
-            dots[n][0] = _mm256_add_epi32(dots[n][0], _mm256_madd_epi16(left, q));
-            dots[n][1] = _mm256_add_epi32(dots[n][1], _mm256_madd_epi16(right, q));
-        }
     }
 }
 

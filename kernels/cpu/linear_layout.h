@@ -13,7 +13,8 @@
  * A group of F32, F16 or BF16 is [in][16] values.
  *
  * A panel is what the kernels read: codes as the instruction set wants them, scales as f32, of
- * `unit_rows` rows and up to PANEL_BLOCKS blocks of 32 values. It fits the L1 cache.
+ * `unit_rows` rows (one group or four) and up to PANEL_BLOCKS blocks of 32 values. It fits the L1
+ * cache.
  */
 #ifndef KERNELS_CPU_LINEAR_LAYOUT_H
 #define KERNELS_CPU_LINEAR_LAYOUT_H
@@ -25,10 +26,10 @@
 #include <stdint.h>
 
 enum {
-    LINEAR_BLOCK = 32,         /* values of an activation block and of a tile */
-    LINEAR_UNIT_ROWS_MAX = 32, /* rows that a kernel computes at a time, at most */
-    LINEAR_PANEL_BLOCKS = 16,  /* blocks of a panel */
-    LINEAR_PANEL_VALUES = LINEAR_PANEL_BLOCKS * LINEAR_BLOCK,
+    LINEAR_BLOCK = 32,          /* values of an activation block and of a tile */
+    LINEAR_UNIT_GROUPS_MAX = 4, /* groups that a kernel computes at a time, at most */
+    LINEAR_UNIT_ROWS_MAX = LINEAR_UNIT_GROUPS_MAX * LINEAR_ROWS,
+    LINEAR_PANEL_BLOCKS = 8,    /* blocks of a panel */
     LINEAR_TILE_BYTES = 8 * 64, /* of plain codes */
     LINEAR_Q_MAX = 32639,       /* of an activation: its high byte, rounded, is 127 */
     LINEAR_TOKENS_SPARE = 1,
@@ -135,7 +136,8 @@ static inline void linear_set_sums(struct linear_block *block, float scale, int3
 }
 
 struct linear_panel {
-    _Alignas(64) uint8_t code[LINEAR_PANEL_BLOCKS * 4 * LINEAR_TILE_BYTES];
+    /* two bytes a code at most */
+    _Alignas(64) uint8_t code[LINEAR_PANEL_BLOCKS * LINEAR_UNIT_GROUPS_MAX * 2 * LINEAR_TILE_BYTES];
     /* [blocks][2][unit_rows]: of the first and last 16 values; only [0] where 32 share it */
     _Alignas(64) float scale[LINEAR_PANEL_BLOCKS * 2 * LINEAR_UNIT_ROWS_MAX];
     _Alignas(64) float min[LINEAR_PANEL_BLOCKS * 2 * LINEAR_UNIT_ROWS_MAX];
@@ -145,10 +147,10 @@ struct linear_panel {
  * blocks and sums beyond the last token are memory of the caller's that nobody else uses. */
 struct linear_tile {
     const struct linear_layout *layout;
-    const uint8_t *header[2]; /* of the unit's groups; [1] where a unit is two */
-    const uint8_t *code[2];   /* the tiles of their block block_first */
-    int64_t ahead;            /* bytes from these to the next unit's; 0: do not prefetch */
-    bool direct;              /* tile decodes each block itself: reading and computing overlap */
+    const uint8_t *header[LINEAR_UNIT_GROUPS_MAX]; /* of the unit's groups */
+    const uint8_t *code[LINEAR_UNIT_GROUPS_MAX];   /* the tiles of their block block_first */
+    int64_t ahead; /* bytes from these to the next unit's; 0: do not prefetch */
+    bool direct;   /* tile decodes each block itself: reading and computing overlap */
     int32_t block_first;
     int32_t block_count;
     struct linear_panel *panel;       /* decode writes it, tile reads it */
@@ -160,8 +162,8 @@ struct linear_tile {
 
 struct linear_float_tile {
     enum format format;
-    const uint8_t *group[2]; /* of the unit; [1] where a unit is two */
-    int64_t ahead;           /* bytes from these to the next unit's */
+    const uint8_t *group[LINEAR_UNIT_GROUPS_MAX]; /* of the unit */
+    int64_t ahead;                                /* bytes from these to the next unit's */
     int32_t in;
     const float *x;
     int64_t x_stride;
@@ -170,7 +172,7 @@ struct linear_float_tile {
 };
 
 struct linear_kernels {
-    int32_t unit_rows;     /* 16 or 32 */
+    int32_t unit_rows;     /* 16 or 64 */
     int32_t direct_tokens; /* up to so many tokens may be `direct` */
     /* `in` values of one token to blocks. */
     void (*quantise)(const float *x, int32_t in, struct linear_block *target);

@@ -1,23 +1,23 @@
 /* The kernels of `linear` over vectors, written once: linear_avx2.c, linear_avx512.c and
  * linear_avx512bf16.c define the vectors and their operations, and include this.
  *
- * A unit of rows is two vectors wide: two groups where a vector has 16 lanes, the two halves of a
- * group where it has 8. What the including file gives:
- *   LANES, vint, vfloat     lanes of 32 bits, and the vectors
- *   STEPS                   vectors of codes of a block of 32 values in a panel
- *   v_*                     operations, named below where they are used
- *   put_codes               one vector of 4 codes a lane to its steps of a panel
- *   dot_init, dot_steps     integer products of a block
- *   largest, put_activations  the two steps of quantising 32 values
+ * A unit of rows is VECTORS wide: the two halves of a group where a vector has 8 lanes, four
+ * groups where it has 16. What the including file gives:
+ *   LANES, vint, vfloat       lanes of 32 bits, and the vectors
+ *   VECTORS, TILE_TOKENS      sums in registers: of so many vectors of rows, for so many tokens
+ *   STEPS                     vectors of codes of a block of 32 values in a panel, for each of
+ * VECTORS v_*                       operations, named where they are defined put_codes one vector
+ * of 4 codes a lane to its steps of a panel dot_steps                 integer products of a block
+ *   largest, put_activations  the two parts of quantising 32 values
  */
 #ifndef KERNELS_CPU_LINEAR_SIMD_H
 #define KERNELS_CPU_LINEAR_SIMD_H
 
 enum {
-    UNIT_ROWS = 2 * LANES,
+    UNIT_ROWS = VECTORS * LANES,
     VECTOR_BYTES = 4 * LANES,
     UNIT_GROUPS = UNIT_ROWS / LINEAR_ROWS,
-    BLOCK_CODE_BYTES = STEPS * 2 * VECTOR_BYTES, /* of a block in a panel */
+    BLOCK_CODE_BYTES = STEPS * VECTORS * VECTOR_BYTES, /* of a block in a panel */
 };
 
 /* ---- activations ---- */
@@ -72,7 +72,7 @@ INLINE vint load_table(const int8_t *table)
     return v_sub_bytes(v_table(table), v_bytes(LINEAR_TABLE_ZERO));
 }
 
-/* Codes of one tile (or half of its columns) to half of a panel's block. */
+/* Codes of one tile (or half of its columns) to a vector of rows of a panel's block. */
 INLINE void decode_tile(int32_t code_bits, const int8_t *table, const uint8_t *tile,
                         uint8_t *target)
 {
@@ -86,7 +86,7 @@ INLINE void decode_tile(int32_t code_bits, const int8_t *table, const uint8_t *t
     }
 }
 
-INLINE void decode_half(const struct format_scheme *scheme, const uint8_t *tile, uint8_t *target)
+INLINE void decode_codes(const struct format_scheme *scheme, const uint8_t *tile, uint8_t *target)
 {
     if (scheme->table != NULL)
         decode_tile(4, scheme->table, tile, target);
@@ -166,21 +166,21 @@ INLINE void load_scales(enum linear_scales scales, const uint8_t *bytes, const u
     }
 }
 
-/* Scales and mins of block b of half a unit to that half of a panel's block. */
-INLINE void decode_scales(const struct linear_tile *t, int32_t half, int32_t b, float *scale_target,
-                          float *min_target)
+/* Scales and mins of block b of a vector of rows to that vector's place in a panel's block. */
+INLINE void decode_scales(const struct linear_tile *t, int32_t vector, int32_t b,
+                          float *scale_target, float *min_target)
 {
-    int32_t block = t->block_first + b, row = half * LANES % LINEAR_ROWS;
+    int32_t block = t->block_first + b, row = vector * LANES % LINEAR_ROWS;
     int32_t blocks_of_header = t->layout->block_values / LINEAR_BLOCK;
-    const uint8_t *header =
-        t->header[half % UNIT_GROUPS] + block / blocks_of_header * t->layout->header_bytes;
+    const uint8_t *header = t->header[vector * LANES / LINEAR_ROWS] +
+                            block / blocks_of_header * t->layout->header_bytes;
     vfloat scale[2], min[2];
 
     load_scales(t->layout->scales, header + row, header + 2 * (ptrdiff_t)row,
                 block % blocks_of_header, scale, min);
     for (int32_t i = 0; i < 2; i++) {
-        v_store(scale_target + (ptrdiff_t)(2 * i + half) * LANES, scale[i]);
-        v_store(min_target + (ptrdiff_t)(2 * i + half) * LANES, min[i]);
+        v_store(scale_target + (ptrdiff_t)(VECTORS * i + vector) * LANES, scale[i]);
+        v_store(min_target + (ptrdiff_t)(VECTORS * i + vector) * LANES, min[i]);
     }
 }
 
@@ -191,12 +191,13 @@ static void decode_block(const struct linear_tile *t, int32_t b, int32_t panel_b
     ptrdiff_t scales = (ptrdiff_t)panel_block * 2 * UNIT_ROWS;
     uint8_t *code = panel->code + (ptrdiff_t)panel_block * BLOCK_CODE_BYTES;
 
-    for (int32_t half = 0; half < 2; half++) {
-        const uint8_t *tile = t->code[half % UNIT_GROUPS] + 4 * (half * LANES % LINEAR_ROWS) +
+    for (int32_t vector = 0; vector < VECTORS; vector++) {
+        const uint8_t *tile = t->code[vector * LANES / LINEAR_ROWS] +
+                              4 * (vector * LANES % LINEAR_ROWS) +
                               (ptrdiff_t)b * t->layout->tile_bytes;
 
-        decode_half(t->layout->scheme, tile, code + (ptrdiff_t)half * VECTOR_BYTES);
-        decode_scales(t, half, b, panel->scale + scales, panel->min + scales);
+        decode_codes(t->layout->scheme, tile, code + (ptrdiff_t)vector * VECTOR_BYTES);
+        decode_scales(t, vector, b, panel->scale + scales, panel->min + scales);
     }
 }
 
@@ -232,54 +233,35 @@ struct kind {
     bool has_min;
 };
 
-/* One sub-block (16 values) or block (32) of `tokens` tokens. */
+/* One sub-block (16 values) or block (32) of `tokens` tokens. The sums stay in memory: the
+ * registers are for the integers. */
 INLINE void add_sub_block(const struct linear_tile *t, int32_t tokens, int32_t b, int32_t sub,
-                          struct panel_block panel, struct kind kind, vfloat sum[TILE_TOKENS][2])
+                          struct panel_block panel, struct kind kind)
 {
     const float *scale = panel.scale + (ptrdiff_t)sub * UNIT_ROWS;
     const float *min = panel.min + (ptrdiff_t)sub * UNIT_ROWS;
-    vint dots[TILE_TOKENS][2];
+    vint dots[TILE_TOKENS][VECTORS];
 
     dot_steps(panel.code, t, b, tokens, kind.whole, sub, dots);
     for (int32_t n = 0; n < tokens; n++) {
         const struct linear_block *block = t->block + n * t->block_stride + b;
         vfloat factor = v_floats(&block->scale);
+        vfloat q = v_floats(kind.whole ? &block->sum_scaled : &block->half_sum_scaled[sub]);
 
-        for (int32_t h = 0; h < 2; h++) {
-            vfloat both = v_mul(v_load_float(scale + (ptrdiff_t)h * LANES), factor);
+        for (int32_t v = 0; v < VECTORS; v++) {
+            float *target = t->sum + (ptrdiff_t)n * UNIT_ROWS + (ptrdiff_t)v * LANES;
+            vfloat both = v_mul(v_load_float(scale + (ptrdiff_t)v * LANES), factor);
+            vfloat sum = v_fma(v_to_float(dots[n][v]), both, v_load_float(target));
 
-            sum[n][h] = v_fma(v_to_float(dots[n][h]), both, sum[n][h]);
+            if (kind.has_min)
+                sum = v_fnma(v_load_float(min + (ptrdiff_t)v * LANES), q, sum);
+            v_store(target, sum);
         }
-        if (kind.has_min) {
-            vfloat q = v_floats(kind.whole ? &block->sum_scaled : &block->half_sum_scaled[sub]);
-
-            for (int32_t h = 0; h < 2; h++)
-                sum[n][h] = v_fnma(v_load_float(min + (ptrdiff_t)h * LANES), q, sum[n][h]);
-        }
-    }
-}
-
-INLINE void load_sums(const float *source, int32_t tokens, vfloat sum[TILE_TOKENS][2])
-{
-    for (int32_t n = 0; n < tokens; n++) {
-        sum[n][0] = v_load_float(source + (ptrdiff_t)n * UNIT_ROWS);
-        sum[n][1] = v_load_float(source + (ptrdiff_t)n * UNIT_ROWS + LANES);
-    }
-}
-
-INLINE void store_sums(float *target, int32_t tokens, vfloat sum[TILE_TOKENS][2])
-{
-    for (int32_t n = 0; n < tokens; n++) {
-        v_store(target + (ptrdiff_t)n * UNIT_ROWS, sum[n][0]);
-        v_store(target + (ptrdiff_t)n * UNIT_ROWS + LANES, sum[n][1]);
     }
 }
 
 INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, struct kind kind)
 {
-    vfloat sum[TILE_TOKENS][2];
-
-    load_sums(t->sum, tokens, sum);
     for (int32_t b = 0; b < t->block_count; b++) {
         int32_t panel_block = t->direct ? 0 : b;
         struct panel_block panel = {
@@ -292,38 +274,28 @@ INLINE void tile_tokens(const struct linear_tile *t, int32_t tokens, struct kind
             prefetch_block(t, b);
         if (t->direct)
             decode_block(t, b, 0);
-        add_sub_block(t, tokens, b, 0, panel, kind, sum);
+        add_sub_block(t, tokens, b, 0, panel, kind);
         if (!kind.whole)
-            add_sub_block(t, tokens, b, 1, panel, kind, sum);
+            add_sub_block(t, tokens, b, 1, panel, kind);
     }
-    store_sums(t->sum, tokens, sum);
 }
 
-INLINE void tile_next(struct linear_tile *t, int32_t tokens, struct kind kind)
-{
-    tile_tokens(t, tokens, kind);
-    t->block += tokens * t->block_stride;
-    t->sum += (ptrdiff_t)tokens * UNIT_ROWS;
-    t->token_count -= tokens;
-    t->ahead = 0;
-}
-
-/* All tokens of a tile, as many at a time as there are registers for, but rather 4 and 4 than 6
- * and 2. The last few with tokens beyond the end, whose sums nobody reads. */
+/* All tokens of a tile, as many at a time as there are registers for; the last three with one
+ * beyond the end, whose sums nobody reads. */
 INLINE void tile_all(const struct linear_tile *all, struct kind kind)
 {
     struct linear_tile t = *all;
 
-    while (t.token_count > 0) {
-        if (t.token_count == 1)
-            tile_next(&t, 1, kind);
-        else if (t.token_count == 2)
-            tile_next(&t, 2, kind);
-        else if (t.token_count <= 4 || t.token_count == 7 || t.token_count == 8)
-            tile_next(&t, 4, kind);
-        else
-            tile_next(&t, TILE_TOKENS, kind);
+    for (; t.token_count > 2; t.token_count -= TILE_TOKENS) {
+        tile_tokens(&t, TILE_TOKENS, kind);
+        t.block += TILE_TOKENS * t.block_stride;
+        t.sum += (ptrdiff_t)TILE_TOKENS * UNIT_ROWS;
+        t.ahead = 0;
     }
+    if (t.token_count == 2)
+        tile_tokens(&t, 2, kind);
+    else if (t.token_count == 1)
+        tile_tokens(&t, 1, kind);
 }
 
 static void tile(const struct linear_tile *t)
@@ -352,28 +324,30 @@ INLINE vfloat load_value(enum format format, const uint8_t *source)
 INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens, enum format format,
                          ptrdiff_t value_bytes)
 {
-    const uint8_t *w[2] = {t->group[0],
-                           t->group[1 % UNIT_GROUPS] + LANES % LINEAR_ROWS * value_bytes};
-    vfloat sum[TILE_TOKENS][2];
+    vfloat sum[TILE_TOKENS][VECTORS];
 
-    load_sums(t->sum, tokens, sum);
-    for (int32_t i = 0; i < t->in; i++) {
-        vfloat first = load_value(format, w[0]), second = load_value(format, w[1]);
+    for (int32_t i = 0; i < tokens * VECTORS; i++)
+        sum[i / VECTORS][i % VECTORS] = v_load_float(t->sum + (ptrdiff_t)i * LANES);
+    for (int32_t k = 0; k < t->in; k++) {
+        vfloat w[VECTORS];
 
-        if (t->ahead != 0) {
-            __builtin_prefetch(w[0] + t->ahead);
-            __builtin_prefetch(w[1] + t->ahead);
+        for (int32_t v = 0; v < VECTORS; v++) {
+            ptrdiff_t at = (ptrdiff_t)k * LINEAR_ROWS + v * LANES % LINEAR_ROWS;
+            const uint8_t *from = t->group[v * LANES / LINEAR_ROWS] + at * value_bytes;
+
+            w[v] = load_value(format, from);
+            if (t->ahead != 0)
+                __builtin_prefetch(from + t->ahead);
         }
         for (int32_t n = 0; n < tokens; n++) {
-            vfloat x = v_floats(t->x + n * t->x_stride + i);
+            vfloat x = v_floats(t->x + n * t->x_stride + k);
 
-            sum[n][0] = v_fma(first, x, sum[n][0]);
-            sum[n][1] = v_fma(second, x, sum[n][1]);
+            for (int32_t v = 0; v < VECTORS; v++)
+                sum[n][v] = v_fma(w[v], x, sum[n][v]);
         }
-        w[0] += LINEAR_ROWS * value_bytes;
-        w[1] += LINEAR_ROWS * value_bytes;
     }
-    store_sums(t->sum, tokens, sum);
+    for (int32_t i = 0; i < tokens * VECTORS; i++)
+        v_store(t->sum + (ptrdiff_t)i * LANES, sum[i / VECTORS][i % VECTORS]);
 }
 
 /* All tokens; unlike blocks, activations beyond the last token are not ours to read. */
@@ -388,9 +362,6 @@ INLINE void float_all(const struct linear_float_tile *all, enum format format,
         if (t.token_count >= TILE_TOKENS) {
             tokens = TILE_TOKENS;
             float_tokens(&t, TILE_TOKENS, format, value_bytes);
-        } else if (t.token_count >= 4) {
-            tokens = 4;
-            float_tokens(&t, 4, format, value_bytes);
         } else if (t.token_count >= 2) {
             tokens = 2;
             float_tokens(&t, 2, format, value_bytes);

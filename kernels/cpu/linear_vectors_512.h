@@ -8,7 +8,7 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum { LANES = 16, TILE_TOKENS = 6 };
+enum { LANES = 16, VECTORS = 4, TILE_TOKENS = 4 };
 
 typedef __m512i vint;
 typedef __m512 vfloat;
@@ -16,6 +16,10 @@ typedef __m512 vfloat;
 INLINE vint v_load(const uint8_t *source)
 {
     return _mm512_loadu_si512(source);
+}
+INLINE void v_store_ints(uint8_t *target, vint value)
+{
+    _mm512_storeu_si512(target, value);
 }
 INLINE vint v_bytes(int32_t value)
 {
@@ -53,6 +57,11 @@ INLINE vint v_left_ints(vint a, int32_t count)
 INLINE vint v_right_ints(vint a, int32_t count)
 {
     return _mm512_srli_epi32(a, (unsigned)count);
+}
+/* By a count that is not known when this is compiled; 32 and more give 0. */
+INLINE vint v_shift_ints(vint a, int32_t count)
+{
+    return _mm512_sll_epi32(a, _mm_cvtsi32_si128(count));
 }
 /* 16 bytes, once in every 16. */
 INLINE vint v_table(const int8_t *table)
