@@ -8,7 +8,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -73,28 +72,23 @@ static int ready_port(const struct server *server)
     return number;
 }
 
-struct server server_start(const char *argument, ...)
+struct server server_start(const char *options)
 {
     static char name[] = "serve", model[] = "fake", flag[] = "--port", zero[] = "0";
-    char path[] = "/tmp/quire-e2e-XXXXXX";
+    char path[] = "/tmp/quire-e2e-XXXXXX", *copy = strdup(options), *rest = copy, *next;
     char *argv[ARGUMENT_MAX + 1] = {name, model, flag, zero};
     int argc = 4;
     struct server server = {.log_fd = mkstemp(path)};
-    va_list list;
 
-    va_start(list, argument);
-    for (const char *next = argument; next != NULL && argc < ARGUMENT_MAX;
-         next = va_arg(list, const char *))
-        argv[argc++] = strdup(next);
-    va_end(list);
+    while (argc < ARGUMENT_MAX && (next = strsep(&rest, " ")) != NULL)
+        argv[argc++] = next;
     unlink(path);
     fake_model_share();
     fflush(stdout);
     server.pid = fork();
     if (server.pid == 0)
         run(&server, argc, argv);
-    for (int i = 4; i < argc; i++)
-        free(argv[i]);
+    free(copy);
     for (int ms = 0; ms < CLIENT_WAIT_MS && server.port == 0; ms += SLICE_MS) {
         sleep_ms(SLICE_MS);
         server.port = ready_port(&server);

@@ -12,9 +12,9 @@ struct server {
     int log_fd; /* what it wrote to standard error */
 };
 
-/* `quire serve fake --port 0` and further arguments, up to NULL; waits until it is ready.
+/* `quire serve fake --port 0` and further options, parted by spaces; waits until it is ready.
  * Aborts with its log if it never is. fake_model_* settings are shared with it. */
-struct server server_start(const char *argument, ...);
+struct server server_start(const char *options);
 /* Sends the signal. */
 void server_signal(const struct server *server, int number);
 /* Waits for its end: the exit code, or -1 and the log is printed: it crashed or did not end. */

@@ -422,8 +422,8 @@ static void nothing_was_read_that_was_not_written(void)
 
 int main(void)
 {
-    server = server_start("--max-num-seqs", "16", "--max-num-batched-tokens", "64", "--block-size",
-                          "8", "--num-gpu-blocks-override", "400", NULL);
+    server = server_start("--max-num-seqs 16 --max-num-batched-tokens 64 --block-size 8 "
+                          "--num-gpu-blocks-override 400");
     TEST(a_prompt_is_continued_token_by_token);
     TEST(a_stream_says_what_the_whole_reply_says);
     TEST(usage_comes_only_when_asked_for);

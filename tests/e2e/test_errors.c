@@ -219,7 +219,7 @@ static void wrong_paths_methods_types_and_sizes_have_their_status(void)
 
 static void a_caller_without_the_key_stays_outside(void)
 {
-    struct server guarded = server_start("--api-key", "right", NULL);
+    struct server guarded = server_start("--api-key right");
     struct client client;
 
     client_call(&client, guarded.port, "POST", "/v1/completions", "", "{\"prompt\": \"a\"}");
@@ -329,7 +329,7 @@ static void after_all_that_nothing_is_left(void)
 
 int main(void)
 {
-    server = server_start("--max-model-len", "512", "--max-body-bytes", "100000", NULL);
+    server = server_start("--max-model-len 512 --max-body-bytes 100000");
     TEST(wrong_fields_are_named);
     TEST(what_is_no_json_object_is_refused);
     TEST(absent_null_and_unknown_fields_change_nothing);

@@ -120,8 +120,8 @@ static void expect_whole(int index, int token_max)
 
 static void every_event_of_256_streams_arrives_in_order(void)
 {
-    struct server server = server_start("--max-num-seqs", "256", "--max-num-batched-tokens", "512",
-                                        "--num-gpu-blocks-override", "4000", NULL);
+    struct server server = server_start(
+        "--max-num-seqs 256 --max-num-batched-tokens 512 --num-gpu-blocks-override 4000");
 
     for (int i = 0; i < STREAM_MAX; i++)
         open_stream(&server, i, 100);
@@ -138,9 +138,8 @@ static void every_event_of_256_streams_arrives_in_order(void)
 /* More streams than slots and far fewer blocks than they need: some wait, some are preempted. */
 static void streams_survive_waiting_and_preemption(void)
 {
-    struct server server =
-        server_start("--max-num-seqs", "24", "--max-num-batched-tokens", "96", "--block-size", "4",
-                     "--num-gpu-blocks-override", "300", NULL);
+    struct server server = server_start("--max-num-seqs 24 --max-num-batched-tokens 96 "
+                                        "--block-size 4 --num-gpu-blocks-override 300");
     enum { COUNT = 80, TOKENS = 120 };
 
     for (int i = 0; i < COUNT; i++)
@@ -158,8 +157,8 @@ static void streams_survive_waiting_and_preemption(void)
 
 static void the_blocks_of_clients_that_leave_are_free_within_steps(void)
 {
-    struct server server = server_start("--max-num-seqs", "256", "--max-num-batched-tokens", "512",
-                                        "--num-gpu-blocks-override", "20000", NULL);
+    struct server server = server_start(
+        "--max-num-seqs 256 --max-num-batched-tokens 512 --num-gpu-blocks-override 20000");
     enum { TOKENS = 400, LEFT = STREAM_MAX / 2 };
 
     fake_model_delay(10000);
@@ -195,8 +194,8 @@ static void the_blocks_of_clients_that_leave_are_free_within_steps(void)
  * nor others waiting; and they can be read later. */
 static void a_slow_reader_holds_up_nobody(void)
 {
-    struct server server = server_start("--max-num-seqs", "32", "--num-gpu-blocks-override", "4000",
-                                        "--max-num-batched-tokens", "64", NULL);
+    struct server server = server_start(
+        "--max-num-seqs 32 --num-gpu-blocks-override 4000 --max-num-batched-tokens 64");
     enum { SLOW = 3, N = 6, TOKENS = 2000 };
 
     for (int i = 0; i < SLOW; i++)
@@ -226,8 +225,8 @@ static void a_slow_reader_holds_up_nobody(void)
 
 static void a_full_queue_refuses_and_says_when_to_come_back(void)
 {
-    struct server server = server_start("--max-num-seqs", "2", "--max-num-queued-reqs", "4",
-                                        "--num-gpu-blocks-override", "500", NULL);
+    struct server server =
+        server_start("--max-num-seqs 2 --max-num-queued-reqs 4 --num-gpu-blocks-override 500");
     enum { COUNT = 20 };
     int served = 0, refused = 0;
 
@@ -264,8 +263,8 @@ static void a_seed_is_worth_the_same_in_a_batch(void)
 {
     static const char body[] = "{'prompt': 'the seed', 'seed': 99, 'temperature': 1.2, "
                                "'ignore_eos': true, 'max_tokens': 60, 'logprobs': 2}";
-    struct server server = server_start("--max-num-seqs", "32", "--max-num-batched-tokens", "48",
-                                        "--num-gpu-blocks-override", "800", NULL);
+    struct server server =
+        server_start("--max-num-seqs 32 --max-num-batched-tokens 48 --num-gpu-blocks-override 800");
     enum { COUNT = 40 };
     cJSON *alone = ask_completion(&server, body);
     char *alone_logprobs = cJSON_PrintUnformatted(ask_at(alone, "choices/0/logprobs"));
@@ -309,8 +308,7 @@ static bool refused_now(int port)
 
 static void after_sigterm_what_runs_is_finished(void)
 {
-    struct server server =
-        server_start("--max-num-seqs", "32", "--num-gpu-blocks-override", "800", NULL);
+    struct server server = server_start("--max-num-seqs 32 --num-gpu-blocks-override 800");
     enum { COUNT = 20, TOKENS = 100 };
 
     fake_model_delay(3000);
@@ -331,8 +329,7 @@ static void after_sigterm_what_runs_is_finished(void)
 
 static void a_second_sigterm_ends_at_once(void)
 {
-    struct server server =
-        server_start("--max-num-seqs", "32", "--num-gpu-blocks-override", "4000", NULL);
+    struct server server = server_start("--max-num-seqs 32 --num-gpu-blocks-override 4000");
     enum { COUNT = 10 };
 
     fake_model_delay(20000);
@@ -352,8 +349,7 @@ static void a_second_sigterm_ends_at_once(void)
 
 static void the_grace_is_limited(void)
 {
-    struct server server =
-        server_start("--shutdown-timeout", "0.2", "--num-gpu-blocks-override", "4000", NULL);
+    struct server server = server_start("--shutdown-timeout 0.2 --num-gpu-blocks-override 4000");
 
     fake_model_delay(20000);
     open_stream(&server, 0, 1000);
@@ -370,7 +366,7 @@ static void the_grace_is_limited(void)
 
 static void a_lost_device_ends_streams_with_an_error_and_the_process(void)
 {
-    struct server server = server_start("--num-gpu-blocks-override", "4000", NULL);
+    struct server server = server_start("--num-gpu-blocks-override 4000");
 
     fake_model_delay(5000);
     open_stream(&server, 0, 500);
@@ -412,8 +408,7 @@ static int64_t cpu_ticks(const struct server *server)
 
 static void an_idle_server_uses_no_cpu_and_keeps_its_memory(void)
 {
-    struct server server =
-        server_start("--max-num-seqs", "64", "--num-gpu-blocks-override", "2000", NULL);
+    struct server server = server_start("--max-num-seqs 64 --num-gpu-blocks-override 2000");
     int64_t kib = 0;
 
     for (int round = 0; round < 20; round++) {
