@@ -52,7 +52,7 @@ function finish_paragraph() {
 
 function is_prototype(line) {
     return line ~ /^[a-zA-Z_][a-zA-Z0-9_ *]*[ *][a-z_0-9]+\(/ &&
-           line !~ /^(static|typedef|extern|return|else|__attribute__)/ && line !~ /^[A-Z_]+\(/
+           line !~ /^(static|INLINE|typedef|extern|return|else|__attribute__)/ && line !~ /^[A-Z_]+\(/
 }
 
 # ---- one pass ----
