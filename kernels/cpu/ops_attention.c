@@ -17,8 +17,9 @@ struct attend_call {
     struct device *device;
     struct activation out, qkv;
     const struct attention_args *args;
-    int32_t group;       /* query heads of a key/value head */
-    int32_t rows_max;    /* of a task */
+    int32_t group;    /* query heads of a key/value head */
+    int32_t rows_max; /* of a task */
+    int32_t task_count;
     int32_t *task_first; /* [row_count + 1] first task of each of the step's rows */
 };
 
@@ -239,8 +240,9 @@ static void attend_by_tiles(const struct attend_call *call, const struct attend_
     }
 }
 
+/* `after` is the task that this thread is likely to take next. */
 static void attend_direct(const struct attend_call *call, const struct attend_task *task,
-                          struct cpu_attend *attend)
+                          const struct attend_task *after, struct cpu_attend *attend)
 {
     const struct cpu_vector *vector = call->device->vector;
     struct attend_tile *tile = &attend->tile;
@@ -250,7 +252,11 @@ static void attend_direct(const struct attend_call *call, const struct attend_ta
     for (; p <= task->visible_final; p += ATTEND_TILE) {
         memcpy(tile->key, tile->next_key, sizeof(tile->key));
         memcpy(tile->value, tile->next_value, sizeof(tile->value));
-        find_tile(call, task, p + ATTEND_TILE, tile->next_key, tile->next_value);
+        if (p + ATTEND_TILE > task->visible_final)
+            find_tile(call, after, tile_start(after->visible_first), tile->next_key,
+                      tile->next_value);
+        else
+            find_tile(call, task, p + ATTEND_TILE, tile->next_key, tile->next_value);
         vector->scores_direct(attend->score, attend->q, tile, task->count, C);
         soften_rows(call, task, attend, p);
         vector->values_direct(attend->out, attend->factor, attend->score, tile, task->count, C);
@@ -267,10 +273,13 @@ static void attend(void *context, int32_t index, int32_t worker)
                   call->args->head_width % ATTEND_ALIGN == 0;
 
     load_queries(call, &task, attend);
-    if (direct)
-        attend_direct(call, &task, attend);
-    else
+    if (direct) {
+        int32_t next = index + pool_thread_count(device->pool);
+        struct attend_task after = next < call->task_count ? task_of(call, next) : task;
+        attend_direct(call, &task, &after, attend);
+    } else {
         attend_by_tiles(call, &task, attend);
+    }
     for (int32_t r = 0; r < task.count; r++)
         finish_row(call, &task, attend, r);
 }
@@ -308,10 +317,10 @@ void cpu_attention(struct device *device, struct activation out, struct activati
     assert(T >= device->step.token_count);
     assert(args->head_width == device->kv.head_width);
     assert(args->head_count % args->kv_head_count == 0);
-    int32_t count = cut(&call);
-    while (count < 2 * threads && call.rows_max > 2 && threads > 1) {
+    call.task_count = cut(&call);
+    while (call.task_count < 2 * threads && call.rows_max > 2 && threads > 1) {
         call.rows_max /= 2;
-        count = cut(&call);
+        call.task_count = cut(&call);
     }
-    pool_run(device->pool, attend, &call, count);
+    pool_run(device->pool, attend, &call, call.task_count);
 }

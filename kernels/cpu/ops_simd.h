@@ -98,6 +98,31 @@ static inline void v_store_f16(uint16_t *p, vfloat a)
     _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
 }
 
+/* Sums and maxima across lanes, halves first: a fixed tree. */
+static inline float v_sum256(__m256 a)
+{
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+static inline float v_largest256(__m256 a)
+{
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
+}
+
+static inline float v_sum(vfloat a)
+{
+    return v_sum256(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
+
+static inline float v_largest(vfloat a)
+{
+    return v_largest256(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
+
 #elif defined(__AVX2__)
 #include <immintrin.h>
 
@@ -183,6 +208,21 @@ static inline vfloat v_load_f16(const uint16_t *p)
 static inline void v_store_f16(uint16_t *p, vfloat a)
 {
     _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* Sums and maxima across lanes, halves first: a fixed tree. */
+static inline float v_sum(__m256 a)
+{
+    __m128 b = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_add_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_add_ss(b, _mm_movehdup_ps(b)));
+}
+
+static inline float v_largest(__m256 a)
+{
+    __m128 b = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    b = _mm_max_ps(b, _mm_movehl_ps(b, b));
+    return _mm_cvtss_f32(_mm_max_ss(b, _mm_movehdup_ps(b)));
 }
 
 #else
@@ -313,30 +353,19 @@ static inline void v_store_f16(uint16_t *p, vfloat a)
         p[i] = f16_of(a[i]);
 }
 
-#endif
-
 /* Sums and maxima across lanes, halves first: a fixed tree. */
 static inline float v_sum(vfloat a)
 {
-    float lane[LANES];
-    v_store(lane, a);
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++)
-            lane[i] += lane[i + half];
-    }
-    return lane[0];
+    return (a[0] + a[2]) + (a[1] + a[3]);
 }
 
 static inline float v_largest(vfloat a)
 {
-    float lane[LANES];
-    v_store(lane, a);
-    for (int half = LANES / 2; half > 0; half /= 2) {
-        for (int i = 0; i < half; i++)
-            lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
-    }
-    return lane[0];
+    float even = a[0] > a[2] ? a[0] : a[2], odd = a[1] > a[3] ? a[1] : a[3];
+    return even > odd ? even : odd;
 }
+
+#endif
 
 /* The first `count` lanes from p, `fill` in the others. */
 static inline vfloat v_load_part(const float *p, int32_t count, float fill)
