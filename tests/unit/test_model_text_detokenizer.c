@@ -178,7 +178,7 @@ static void decode_whole(const struct tokenizer *tokenizer, const int32_t *token
 {
     output->bytes = 0;
     for (int32_t i = 0; i < count;) {
-        char run[TEXT_MAX];
+        char run[TEXT_MAX] = "";
         size_t run_bytes = 0, at = 0, taken;
         for (; i < count && token[i] >= FIRST_BYTE && token[i] < FIRST_WORD; i++)
             run[run_bytes++] = (char)(token[i] - FIRST_BYTE);
