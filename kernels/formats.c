@@ -264,7 +264,7 @@ static void codes_iq4_xs(const uint8_t *block, struct format_codes *codes)
 
         codes->scale[j] = scale * (float)((low | (high >> 2 * j & 3) << 4) - 32);
         codes->min[j] = 0;
-        nibbles_halves(block + 8 + 16 * j, codes->code + 32 * j);
+        nibbles_halves(block + 8 + (ptrdiff_t)16 * j, codes->code + (ptrdiff_t)32 * j);
     }
 }
 

@@ -11,6 +11,7 @@
 
 #include "model/text/tokenizer.h"
 
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -423,6 +424,7 @@ static enum output_state write_stream(void *context, struct stream *stream, stru
 
 static enum finish finish_of(const struct piece *pieces, const struct piece **final)
 {
+    assert(pieces != NULL);
     while (pieces->next != NULL)
         pieces = pieces->next;
     *final = pieces;

@@ -395,6 +395,7 @@ int engine_submit(struct engine *engine, struct job *jobs)
     int64_t job_count = 0;
     int64_t seq_count = 0;
 
+    assert(jobs != NULL);
     for (struct job *job = jobs; job != NULL; job = job->next) {
         job_count++;
         seq_count += job->sibling_count;

@@ -104,6 +104,7 @@ enum output_state exchange_fill(struct exchange *exchange);
 /* Moves at most max bytes of what is formatted: whole events if one fits. */
 size_t exchange_drain(struct exchange *exchange, char *buffer, size_t max);
 
+/* The access log's line, if one is wanted. */
 void exchange_log(const struct exchange *exchange, const struct stream_usage *usage);
 
 #endif

@@ -60,6 +60,7 @@ uint16_t listen_port(int fd)
         return 0;
     if (address.ss_family == AF_INET6)
         return ntohs(((struct sockaddr_in6 *)&address)->sin6_port);
+    /* NOLINTNEXTLINE(clang-analyzer-core.CallAndMessage): getsockname wrote it */
     return ntohs(((struct sockaddr_in *)&address)->sin_port);
 }
 

@@ -168,7 +168,7 @@ static void put_members(struct line *line, const char *members)
         } else {
             bool quoted = value[0] == '"' && end > value + 1 && end[-1] == '"';
             put_string(line, "\"");
-            put_all(line, value + quoted, (size_t)(end - value) - 2 * quoted, LOG_FORM_JSON);
+            put_all(line, value + quoted, (size_t)(end - value) - (quoted ? 2 : 0), LOG_FORM_JSON);
             put_string(line, "\"");
         }
         members = next;

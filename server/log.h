@@ -26,6 +26,7 @@ bool log_wants(enum log_level level);
 bool log_level_parse(const char *name, enum log_level *level);
 bool log_form_parse(const char *name, enum log_form *form);
 
+/* A line of that level, if it is wanted. */
 void log_error(const char *module, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void log_warn(const char *module, const char *format, ...) __attribute__((format(printf, 2, 3)));
 void log_info(const char *module, const char *format, ...) __attribute__((format(printf, 2, 3)));

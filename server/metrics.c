@@ -247,7 +247,7 @@ static void write_histogram(struct json *text, bool alias, int32_t index)
         if (i < edge->count)
             snprintf(printed, sizeof printed, "%.10g", edge->edge[i]);
         else
-            strcpy(printed, "+Inf");
+            snprintf(printed, sizeof printed, "+Inf");
         write_bucket(text, alias, name, printed, count);
     }
     int64_t sum = atomic_load_explicit(&cell->sum_millionths, memory_order_relaxed);

@@ -124,6 +124,7 @@ void metrics_set(enum metric_gauge gauge, double value);
 void metrics_move(enum metric_gauge gauge, double change); /* up or down */
 void metrics_observe(enum metric_histogram histogram, double value);
 
+/* What they are now: for other modules' decisions, and tests. */
 int64_t metrics_counter(enum metric_counter counter);
 double metrics_gauge(enum metric_gauge gauge);
 int64_t metrics_count(enum metric_histogram histogram);

@@ -135,16 +135,14 @@ enum stream_state stream_take(struct stream *stream, struct piece **piece)
     enum stream_state state;
 
     pthread_mutex_lock(&stream->lock);
-    if (stream->cancelled) {
-        state = STREAM_ERROR;
-    } else if (stream->first != NULL) {
+    if (stream->first != NULL && !stream->cancelled) {
         *piece = stream->first;
         stream->first = (*piece)->next;
         if (stream->first == NULL)
             stream->final = NULL;
         (*piece)->next = NULL;
         state = STREAM_PIECE;
-    } else if (stream->failed) {
+    } else if (stream->failed || stream->cancelled) {
         state = STREAM_ERROR;
     } else if (whole(stream)) {
         state = STREAM_END;

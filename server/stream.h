@@ -39,13 +39,13 @@ struct token_record {
  * entries of held-back text wait with it. Freed by its reader with piece_free. */
 struct piece {
     struct piece *next;
-    int32_t choice;     /* prompt index * n + sibling */
-    bool prompt;        /* echo: the text and tokens are the prompt's */
-    enum finish finish; /* exactly one piece of a choice has one, its last */
-    int32_t stop_token; /* FINISH_STOP by a stop id of the caller's: the id; else -1 */
+    int32_t choice;      /* prompt index * n + sibling */
+    bool prompt;         /* echo: the text and tokens are the prompt's */
+    enum finish finish;  /* exactly one piece of a choice has one, its last */
+    int32_t stop_token;  /* FINISH_STOP by a stop id of the caller's: the id; else -1 */
     int32_t stop_string; /* FINISH_STOP by a stop string: its index among the caller's; else -1 */
     size_t text_bytes;
-    char *text;         /* UTF-8, complete code points, NUL-terminated */
+    char *text; /* UTF-8, complete code points, NUL-terminated */
     int32_t token_count;
     struct token_record *token;
 };
@@ -106,7 +106,7 @@ void stream_cancel(struct stream *stream);
 bool stream_cancelled(struct stream *stream);
 
 /* Text and engine side. */
-void stream_append(struct stream *stream, struct piece *piece); /* takes piece */
+void stream_append(struct stream *stream, struct piece *piece);            /* takes piece */
 void stream_fail(struct stream *stream, const struct stream_error *error); /* first one wins */
 /* Copies; counts into usage. False: out of memory, or set before. */
 bool stream_set_prompt(struct stream *stream, int32_t index, const int32_t *token,
