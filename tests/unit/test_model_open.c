@@ -355,6 +355,21 @@ static void a_model_without_a_vocabulary_has_no_tokenizer(void)
     model_close(model);
 }
 
+static void auto_takes_the_device_that_is_there(void)
+{
+    struct model_options options = simple_options();
+    struct gguf_writer writer = {0};
+    struct model *model;
+
+    gguf_write_gemma(&writer, &small);
+    EXPECT(gguf_writer_save(&writer, path));
+    gguf_writer_free(&writer);
+    options.device = MODEL_DEVICE_AUTO;
+    EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, 0);
+    EXPECT(model != NULL && model_info(model)->device[0] != '\0');
+    model_close(model);
+}
+
 static void inspecting_says_what_opening_finds(void)
 {
     struct model_options options = simple_options();
@@ -420,6 +435,7 @@ int main(void)
     TEST(the_27b_model_scales_queries_by_its_width);
     TEST(opening_tells_its_progress_and_the_facts);
     TEST(a_model_without_a_vocabulary_has_no_tokenizer);
+    TEST(auto_takes_the_device_that_is_there);
     TEST(inspecting_says_what_opening_finds);
     TEST(batches_take_turns_and_begin_empty);
     unlink(path);
