@@ -299,7 +299,10 @@ static void every_prompt_becomes_a_job_in_order(void)
     EXPECT_INT(first->priority, ==, -4);
     EXPECT(first->salt != 0);
     struct job *second = first->next;
-    EXPECT(second != NULL && second->text == NULL && second->next == NULL);
+    EXPECT(second != NULL);
+    if (second == NULL)
+        return;
+    EXPECT(second->text == NULL && second->next == NULL);
     EXPECT_INT(second->token_count, ==, 3);
     EXPECT_INT(second->token[2], ==, 5);
     EXPECT_INT(second->prompt_index, ==, 1);
