@@ -48,6 +48,6 @@ const char *tokenizer_spelling(const struct tokenizer *tokenizer, int32_t token,
 /* The id of a token by its spelling, or -1. */
 int32_t tokenizer_find(const struct tokenizer *tokenizer, const char *spelling, size_t bytes);
 
-void tokenizer_free(struct tokenizer *tokenizer); /* NULL is fine */ /* NULL is fine */
+void tokenizer_free(struct tokenizer *tokenizer); /* NULL is fine */
 
 #endif

@@ -235,12 +235,13 @@ static void print_line(const struct bench *bench, const struct shape *shape, int
 static void run_case(const struct bench *bench, const struct shape *shape, uint8_t *memory,
                      int32_t T)
 {
-    size_t bytes = shape_bytes(shape), copies = bench->rotate_bytes / bytes;
+    size_t bytes = shape_bytes(shape);
+    size_t copies = bytes > 0 ? bench->rotate_bytes / bytes : 0;
     int32_t repeat = bench->smoke ? 2 : T >= 64 ? 15 : REPEAT_MAX - 1;
     float *x = aligned(sizeof *x * (size_t)T * (size_t)shape->in);
     void *scratch = aligned(linear_scratch_bytes(bench->pool, shape->in, T));
-    double seconds[REPEAT_MAX];
-    float *out;
+    double seconds[REPEAT_MAX] = {0};
+    float *out = NULL;
     struct linear_call call = {.x = x, .x_stride = shape->in, .T = T, .scratch = scratch};
 
     copies = copies == 0 ? 1 : copies;

@@ -83,7 +83,7 @@ static void halves_are_exact(void)
                                     0x7bff, 0x8000, 0x7c00, 0xfc00, 0x3555};
     static const float expected[] = {1,     -2,    0x1p-24F, 0x1.ff8p-15F, 0x1p-14F,
                                      65504, -0.0F, INFINITY, -INFINITY,    0x1.554p-2F};
-    float value[10], not_a_number;
+    float value[10], not_a_number = 0;
 
     format_dequantise(FORMAT_F16, half, 10, value);
     EXPECT(memcmp(value, expected, sizeof value) == 0);
