@@ -37,7 +37,7 @@ enum {
 
 /* All atomic. */
 struct control {
-    _Atomic int64_t delay_us, step_count, fault_count;
+    _Atomic int64_t delay_us, load_us, step_count, fault_count;
     atomic_bool lost;
 };
 static struct control own_control, *control = &own_control;
@@ -57,6 +57,11 @@ void fake_model_delay(int64_t step_us)
     atomic_store(&control->delay_us, step_us);
 }
 
+void fake_model_load(int64_t load_us)
+{
+    atomic_store(&control->load_us, load_us);
+}
+
 void fake_model_lose(bool lost)
 {
     atomic_store(&control->lost, lost);
@@ -70,6 +75,12 @@ int64_t fake_model_steps(void)
 int64_t fake_model_faults(void)
 {
     return atomic_load(&control->fault_count);
+}
+
+static void sleep_us(int64_t us)
+{
+    if (us > 0)
+        nanosleep(&(struct timespec){us / 1000000, us % 1000000 * 1000}, NULL);
 }
 
 /* ---- vocabulary ---- */
@@ -432,10 +443,8 @@ static void take_sample(struct model *model, const struct step_sample *sample, i
 static void compute(struct model *model, struct batch *batch)
 {
     const struct step *step = &batch->step;
-    int64_t delay_us = atomic_load(&control->delay_us);
 
-    if (delay_us > 0)
-        nanosleep(&(struct timespec){delay_us / 1000000, delay_us % 1000000 * 1000}, NULL);
+    sleep_us(atomic_load(&control->delay_us));
     assert(step->token_count > 0 && step->token_count <= model->token_max);
     assert(step->sample_count <= model->sample_max && step->row_count <= model->slot_max);
     begin_slots(model, step);
@@ -523,6 +532,18 @@ static void fill_info(struct model_info *info, const struct model_options *optio
     info->end_token[0] = FAKE_EOS;
 }
 
+/* Takes the time it was told to, a hundredth at a time. */
+static void load(const struct model_options *options)
+{
+    int64_t load_us = atomic_load(&control->load_us);
+
+    for (int i = 1; i <= 100; i++) {
+        sleep_us(load_us / 100);
+        if (options->progress != NULL)
+            options->progress(options->progress_context, i / 100.0, "nothing");
+    }
+}
+
 int model_open(struct model **target, const struct model_options *options, char *error,
                size_t error_bytes)
 {
@@ -553,8 +574,7 @@ int model_open(struct model **target, const struct model_options *options, char 
     pthread_cond_init(&model->changed, NULL);
     if (pthread_create(&model->thread, NULL, run, model) != 0)
         abort();
-    if (options->progress != NULL)
-        options->progress(options->progress_context, 1, "nothing");
+    load(options);
     *target = model;
     return 0;
 }

@@ -32,6 +32,7 @@ float fake_model_logprob(const int32_t *prefix, int32_t prefix_count, int32_t to
 /* Before a fork: from now on settings and counters are the children's and the parent's alike. */
 void fake_model_share(void);
 void fake_model_delay(int64_t step_us); /* every step takes that long; 0 at first */
+void fake_model_load(int64_t load_us);  /* model_open takes that long; 0 at first */
 void fake_model_lose(bool lost);        /* the device fails at the next step */
 int64_t fake_model_steps(void);         /* computed so far */
 int64_t fake_model_faults(void);        /* tokens read back that were not those written */

@@ -103,10 +103,25 @@ char *client_field(const struct client *client, const char *name)
     return NULL;
 }
 
+/* "100 Continue" is no reply yet. */
+static void skip_interim(struct client *client)
+{
+    static const char interim[] = "HTTP/1.1 100 Continue\r\n\r\n";
+    size_t bytes = sizeof(interim) - 1;
+
+    if (client->in_bytes - client->parsed >= bytes &&
+        memcmp(client->in + client->parsed, interim, bytes) == 0) {
+        client->parsed += bytes;
+        client->continued = true;
+    }
+}
+
 /* Once the head is whole: true. */
 static bool parse_head(struct client *client)
 {
     static const char end[] = "\r\n\r\n";
+
+    skip_interim(client);
     char *start = client->in + client->parsed;
     char *found = memmem(start, client->in_bytes - client->parsed, end, 4);
 
@@ -114,12 +129,19 @@ static bool parse_head(struct client *client)
         return false;
     client->head = strndup(start, (size_t)(found - start));
     client->parsed += (size_t)(found - start) + 4;
-    if (sscanf(client->head, "HTTP/1.1 %d ", &client->status) != 1)
+    if (sscanf(client->head, "HTTP/1.%*d %d ", &client->status) != 1)
         client->broken = true;
     char *coding = client_field(client, "Transfer-Encoding");
     char *length = client_field(client, "Content-Length");
     client->chunked = coding != NULL && strcmp(coding, "chunked") == 0;
     client->rest = client->chunked ? -1 : length != NULL ? atoll(length) : 0;
+    client->open_ended = !client->chunked && length == NULL && client->status == 200;
+    if (client->open_ended)
+        client->rest = INT64_MAX;
+    if (client->no_body) {
+        client->chunked = client->open_ended = false;
+        client->rest = 0;
+    }
     free(coding);
     free(length);
     return true;
@@ -185,6 +207,20 @@ static void parse(struct client *client)
         client->parsed = client->in_bytes = 0;
 }
 
+void client_again(struct client *client)
+{
+    size_t left = client->in_bytes - client->parsed;
+
+    if (left > 0) /* the next reply came with this one */
+        memmove(client->in, client->in + client->parsed, left);
+    free(client->head);
+    free(client->body);
+    *client = (struct client){
+        .fd = client->fd, .in = client->in, .in_bytes = left, .in_max = client->in_max, .rest = -1};
+    if (left > 0)
+        parse(client);
+}
+
 bool client_feed(struct client *client)
 {
     char buffer[1 << 16];
@@ -196,7 +232,8 @@ bool client_feed(struct client *client)
         if (got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK))
             return true;
         if (got <= 0) {
-            client->broken = true;
+            client->done = client->open_ended;
+            client->broken = !client->done;
             break;
         }
         append(&client->in, &client->in_bytes, &client->in_max, buffer, (size_t)got);
@@ -249,6 +286,11 @@ char *client_event(struct client *client)
         if (!wait_bytes(client))
             return NULL;
     }
+}
+
+bool client_body_has(const struct client *client, const char *text)
+{
+    return client->body != NULL && strstr(client->body, text) != NULL;
 }
 
 void client_call(struct client *client, int port, const char *method, const char *path,

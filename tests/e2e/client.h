@@ -19,11 +19,14 @@ struct client {
     char *head; /* status line and fields, NUL-terminated; NULL: not yet whole */
     int status;
     bool chunked;
-    bool done;    /* the reply is whole */
-    bool broken;  /* the peer closed or broke the rules before that */
-    bool split;   /* a chunk of an event stream did not hold whole events */
-    int64_t rest; /* bytes of the body, or of the chunk, to come; -1: a chunk's size is next */
-    char *body;   /* [body_bytes] NUL-terminated */
+    bool done;       /* the reply is whole */
+    bool broken;     /* the peer closed or broke the rules before that */
+    bool split;      /* a chunk of an event stream did not hold whole events */
+    int64_t rest;    /* bytes of the body, or of the chunk, to come; -1: a chunk's size is next */
+    bool continued;  /* 100 Continue came */
+    bool open_ended; /* the body ends with the connection */
+    bool no_body;    /* set by the caller of HEAD: the length says nothing */
+    char *body;      /* [body_bytes] NUL-terminated */
     size_t body_bytes, body_max;
     size_t event_at; /* where client_event goes on */
 };
@@ -38,6 +41,9 @@ bool client_send(struct client *client, const char *method, const char *path, co
                  const char *body);
 bool client_send_raw(struct client *client, const char *bytes, size_t byte_count);
 
+/* For another request on the same connection, once the reply is whole. */
+void client_again(struct client *client);
+
 /* Takes what is there without waiting; false: nothing more will come. */
 bool client_feed(struct client *client);
 /* Until the reply is whole; false: it never was. */
@@ -49,6 +55,8 @@ char *client_event_ready(struct client *client);
 
 /* The value of a header field of the reply, to be freed; NULL: it has none. */
 char *client_field(const struct client *client, const char *name);
+
+bool client_body_has(const struct client *client, const char *text);
 
 /* A whole exchange on a connection of its own. */
 void client_call(struct client *client, int port, const char *method, const char *path,

@@ -60,28 +60,31 @@ static void run(const struct server *server, int argc, char **argv)
     exit(cmd_serve(argc, argv));
 }
 
-/* The port of the log's line once it says that it is ready, 0: not yet. */
-static int ready_port(const struct server *server)
+/* The port once the log has `mark`, 0: not yet. */
+static int logged_port(const struct server *server, const char *mark)
 {
     char *log = read_log(server);
     const char *line = strstr(log, "listening host=");
     const char *port = line != NULL ? strstr(line, " port=") : NULL;
-    int number = port != NULL && strstr(log, "ready url=") != NULL ? atoi(port + 6) : 0;
+    int number = port != NULL && strstr(log, mark) != NULL ? atoi(port + 6) : 0;
 
     free(log);
     return number;
 }
 
-struct server server_start(const char *options)
+/* A later --port counts, not the 0 here. */
+static struct server spawn(const char *options)
 {
     static char name[] = "serve", model[] = "fake", flag[] = "--port", zero[] = "0";
     char path[] = "/tmp/quire-e2e-XXXXXX", *copy = strdup(options), *rest = copy, *next;
     char *argv[ARGUMENT_MAX + 1] = {name, model, flag, zero};
-    int argc = 4;
+    int argc = strstr(options, "--port ") != NULL ? 2 : 4;
     struct server server = {.log_fd = mkstemp(path)};
 
     while (argc < ARGUMENT_MAX && (next = strsep(&rest, " ")) != NULL)
-        argv[argc++] = next;
+        if (next[0] != '\0')
+            argv[argc++] = next;
+    argv[argc] = NULL;
     unlink(path);
     fake_model_share();
     fflush(stdout);
@@ -89,15 +92,45 @@ struct server server_start(const char *options)
     if (server.pid == 0)
         run(&server, argc, argv);
     free(copy);
+    return server;
+}
+
+static struct server start(const char *options, const char *mark)
+{
+    struct server server = spawn(options);
+
     for (int ms = 0; ms < CLIENT_WAIT_MS && server.port == 0; ms += SLICE_MS) {
         sleep_ms(SLICE_MS);
-        server.port = ready_port(&server);
+        server.port = logged_port(&server, mark);
     }
     if (server.port == 0) {
         print_log(&server);
         abort();
     }
     return server;
+}
+
+struct server server_start(const char *options)
+{
+    return start(options, "ready url=");
+}
+
+struct server server_start_early(const char *options)
+{
+    return start(options, "listening host=");
+}
+
+int server_run(const char *options, char *log, size_t log_max)
+{
+    struct server server = spawn(options);
+    int status = 0;
+
+    waitpid(server.pid, &status, 0);
+    char *text = read_log(&server);
+    snprintf(log, log_max, "%s", text);
+    free(text);
+    close(server.log_fd);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
 }
 
 void server_signal(const struct server *server, int number)

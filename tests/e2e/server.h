@@ -3,6 +3,7 @@
 #define TESTS_E2E_SERVER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
@@ -15,6 +16,10 @@ struct server {
 /* `quire serve fake --port 0` and further options, parted by spaces; waits until it is ready.
  * Aborts with its log if it never is. fake_model_* settings are shared with it. */
 struct server server_start(const char *options);
+/* The same without waiting for the model: only until it listens. */
+struct server server_start_early(const char *options);
+/* Runs it until it ends by itself: its exit code, and what it wrote to standard error. */
+int server_run(const char *options, char *log, size_t log_max);
 /* Sends the signal. */
 void server_signal(const struct server *server, int number);
 /* Waits for its end: the exit code, or -1 and the log is printed: it crashed or did not end. */

@@ -135,6 +135,37 @@ static void every_event_of_256_streams_arrives_in_order(void)
     EXPECT_INT(server_stop(&server), ==, 0);
 }
 
+/* At contexts of 400 tokens and more, full. */
+static void hardly_a_slot_of_the_cache_is_wasted(void)
+{
+    struct server server =
+        server_start("--max-num-seqs 64 --num-gpu-blocks-override 1600 --max-num-batched-tokens "
+                     "1024 --no-enable-prefix-caching");
+    enum { COUNT = 64, TOKENS = 400 };
+    double worst = 0, fullest = 0;
+
+    fake_model_delay(2000);
+    for (int i = 0; i < COUNT; i++)
+        open_stream(&server, i, TOKENS);
+    read_streams(COUNT, 330);
+    for (int i = 0; i < 20; i++) {
+        double waste = server_metric(&server, "quire_kv_waste_ratio");
+        double usage = server_metric(&server, "quire_kv_cache_usage_ratio");
+        worst = waste > worst ? waste : worst;
+        fullest = usage > fullest ? usage : fullest;
+        sleep_ms(2);
+    }
+    printf("%.1f %% of the blocks in use, at most %.1f %% of their slots wasted\n", 100 * fullest,
+           100 * worst);
+    EXPECT(fullest > 0.8);
+    EXPECT(worst < 0.04);
+    fake_model_delay(0);
+    read_streams(COUNT, INT32_MAX);
+    for (int i = 0; i < COUNT; i++)
+        client_close(&client[i]);
+    EXPECT_INT(server_stop(&server), ==, 0);
+}
+
 /* More streams than slots and far fewer blocks than they need: some wait, some are preempted. */
 static void streams_survive_waiting_and_preemption(void)
 {
@@ -244,8 +275,8 @@ static void a_full_queue_refuses_and_says_when_to_come_back(void)
             char *after = client_field(&client[i], "Retry-After");
             EXPECT_INT(client[i].status, ==, 429);
             EXPECT(after != NULL && atoi(after) >= 1 && atoi(after) <= 60);
-            EXPECT(strstr(client[i].body, "queue_full") != NULL);
-            EXPECT(strstr(client[i].body, "overloaded_error") != NULL);
+            EXPECT(client_body_has(&client[i], "queue_full"));
+            EXPECT(client_body_has(&client[i], "overloaded_error"));
             free(after);
             refused++;
         }
@@ -437,6 +468,7 @@ int main(void)
 
     setrlimit(RLIMIT_NOFILE, &limit);
     TEST(every_event_of_256_streams_arrives_in_order);
+    TEST(hardly_a_slot_of_the_cache_is_wasted);
     TEST(streams_survive_waiting_and_preemption);
     TEST(the_blocks_of_clients_that_leave_are_free_within_steps);
     TEST(a_slow_reader_holds_up_nobody);
