@@ -2,7 +2,7 @@
  *
  * Weights are packed once: 16 output rows lie interleaved, so that a vector holds one value of
  * each, and no sum runs across lanes. The packing is the same for every instruction set and takes
- * no more bytes than the file for the formats that matter (linear.c has the table).
+ * no more bytes than the file for the formats that matter (linear_layout.h describes it).
  *
  * Quantised formats multiply exact integers. Activations become 16-bit integers with one f32 scale
  * for each 32 values of a token; the products of a block are summed as integers, exactly; then one
