@@ -176,6 +176,7 @@ static int64_t find_next(const struct kvcache *kv, int64_t parent, const int32_t
 {
     uint64_t hash = index_hash(kv, parent, token);
 
+    assert(kv->config.group_count >= 1);
     for (int32_t g = 0; g < kv->config.group_count; g++) {
         found[g] = index_find(kv, hash, parent, g, token);
         if (found[g] == BLOCK_NONE)
@@ -213,6 +214,7 @@ int32_t kvcache_match(struct kvcache *kv, struct kv_table *table, const int32_t 
         if (identity == IDENTITY_NONE)
             break;
         for (int32_t g = 0; g < kv->config.group_count; g++) {
+            assert(table->block[g] != NULL);
             pin(kv, found[g]);
             table->block[g][i] = found[g];
         }

@@ -40,13 +40,19 @@ static int32_t common_blocks(const struct scheduler *s, const struct seq *q,
     int32_t block_max = (match_token_count(q) - 1) / block_tokens;
     int32_t count = producer->token_count / block_tokens;
     size_t bytes = sizeof(*q->token) * (size_t)block_tokens;
+    const int32_t *own = q->token;
+    const int32_t *other = producer->token;
     int32_t i = producer->table.published_count;
 
     if (count > block_max)
         count = block_max;
-    while (i < count &&
-           memcmp(q->token + i * block_tokens, producer->token + i * block_tokens, bytes) == 0)
+    own += (int64_t)i * block_tokens;
+    other += (int64_t)i * block_tokens;
+    while (i < count && memcmp(own, other, bytes) == 0) {
+        own += block_tokens;
+        other += block_tokens;
         i++;
+    }
     return i;
 }
 

@@ -210,7 +210,7 @@ static void grow(struct scheduler *s, int32_t seq)
     struct seq *q = &s->pool.seq[seq];
     int32_t index = q->planned_count / s->config.kv.block_tokens;
     int32_t move_count = buffer->moves.count;
-    int32_t before[KVCACHE_GROUP_MAX];
+    int32_t before[KVCACHE_GROUP_MAX] = {0};
 
     for (int32_t g = 0; g < s->config.kv.group_count; g++)
         before[g] = index < q->table.block_count ? q->table.block[g][index] : -1;

@@ -15,7 +15,7 @@
 
 /* ---- creation ---- */
 
-static bool buffer_init(struct plan_buffer *buffer, const struct scheduler *s)
+static bool buffer_create(struct plan_buffer *buffer, const struct scheduler *s)
 {
     size_t slot_max = (size_t)s->config.slot_max;
     size_t group_count = (size_t)s->config.kv.group_count;
@@ -54,9 +54,9 @@ struct scheduler *scheduler_create(const struct scheduler_config *config)
     s->slot_free = calloc(slot_max, sizeof(*s->slot_free));
     s->producer = calloc(slot_max, sizeof(*s->producer));
     s->holder_count = calloc((size_t)config->kv.block_count, sizeof(*s->holder_count));
-    bool pool = seq_pool_init(&s->pool, config->slot_max + config->waiting_max, config->context_max,
-                              config->order_reversed);
-    bool buffers = buffer_init(&s->buffer[0], s) && buffer_init(&s->buffer[1], s);
+    bool pool = seq_pool_create(&s->pool, config->slot_max + config->waiting_max,
+                                config->context_max, config->order_reversed);
+    bool buffers = buffer_create(&s->buffer[0], s) && buffer_create(&s->buffer[1], s);
     if (s->kv == NULL || s->slot_block == NULL || s->slot_free == NULL || s->producer == NULL ||
         s->holder_count == NULL || !pool || !buffers) {
         scheduler_destroy(s);
@@ -78,7 +78,7 @@ void scheduler_destroy(struct scheduler *s)
         free(s->buffer[i].row);
         free(s->buffer[i].sample);
     }
-    seq_pool_release(&s->pool);
+    seq_pool_destroy(&s->pool);
     kvcache_destroy(s->kv);
     free(s->slot_block);
     free(s->slot_free);

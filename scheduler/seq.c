@@ -34,7 +34,8 @@ static void step(struct seq *q, enum seq_event event)
     q->state = next;
 }
 
-bool seq_pool_init(struct seq_pool *pool, int32_t seq_max, int32_t context_max, bool order_reversed)
+bool seq_pool_create(struct seq_pool *pool, int32_t seq_max, int32_t context_max,
+                     bool order_reversed)
 {
     memset(pool, 0, sizeof(*pool));
     pool->seq_max = seq_max;
@@ -62,7 +63,7 @@ bool seq_pool_init(struct seq_pool *pool, int32_t seq_max, int32_t context_max, 
     return true;
 }
 
-void seq_pool_release(struct seq_pool *pool)
+void seq_pool_destroy(struct seq_pool *pool)
 {
     free(pool->seq);
     free(pool->group);

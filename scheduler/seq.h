@@ -115,9 +115,9 @@ struct seq_pool {
 /* The state after `event` in `state`, or SEQ_STATE_COUNT where that cannot happen. */
 enum seq_state seq_next_state(enum seq_state state, enum seq_event event);
 
-bool seq_pool_init(struct seq_pool *pool, int32_t seq_max, int32_t context_max,
-                   bool order_reversed); /* false: out of memory */
-void seq_pool_release(struct seq_pool *pool);
+bool seq_pool_create(struct seq_pool *pool, int32_t seq_max, int32_t context_max,
+                     bool order_reversed); /* false: out of memory */
+void seq_pool_destroy(struct seq_pool *pool);
 
 /* A group and its sequences: the first one waits, the others are its siblings. The pool must
  * have that many free ones. */

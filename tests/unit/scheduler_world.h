@@ -7,6 +7,7 @@
 
 #include "tests/test.h"
 
+#include <assert.h>
 #include <errno.h>
 
 struct world {
@@ -88,6 +89,7 @@ static inline void commit_stop(struct world *w, int32_t stopped)
     struct sample_result result[64] = {{0}};
     int32_t token[64];
 
+    assert(w->flight_count > 0 && oldest != NULL);
     for (int32_t i = 0; i < oldest->sample_count; i++) {
         const struct plan_sample *sample = &oldest->sample[i];
         token[i] = 1000 + sample->output_index;

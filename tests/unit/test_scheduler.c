@@ -390,6 +390,7 @@ static void a_preempted_sequence_comes_back_with_its_output(void)
         made = plan(&w);
     }
     const struct plan_start *start = start_of(made, young);
+    assert(made != NULL && start != NULL);
     EXPECT_INT(start->prompt_count, ==, 7);
     EXPECT_INT(start->token_count, ==, 9);
     EXPECT_INT(start->token[7], ==, 1000);

@@ -88,8 +88,8 @@ static void a_group_gives_way_as_a_whole(void)
     struct scheduler_config config = roomy();
     config.kv.block_count = 5;
     struct world w = world_of(config);
-    int32_t old = add(&w, 1, 4, 9);
     int32_t seq[2];
+    add(&w, 1, 4, 9);
 
     add_siblings(&w, 500, 8, 4, 2, seq);
     plan(&w);
@@ -107,7 +107,7 @@ static void a_group_gives_way_as_a_whole(void)
 
     config.kv.block_count = 4;
     w = world_of(config);
-    old = add(&w, 1, 4, 9);
+    int32_t old = add(&w, 1, 4, 9);
     add_siblings(&w, 500, 12, 4, 2, seq);
     plan(&w);
     commit(&w);
