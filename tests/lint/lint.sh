@@ -31,6 +31,8 @@ code=$(sources '*.c' '*.h' '*.cu' '*.cuh')
 c_files=$(sources '*.c')
 
 # ---- our own rules ----
+sh $here/rules.sh
+check "rules find what they are for" $?
 # shellcheck disable=SC2086
 awk -f $here/tidy.awk $code >$work/tidy.log
 sed 's/^\([a-z-]*\) \(.*\)$/\2 [\1]/' $work/tidy.log
