@@ -185,7 +185,8 @@ static int64_t find_next(const struct kvcache *kv, int64_t parent, const int32_t
     return kv->block[found[0]].identity;
 }
 
-/* Whole blocks that may be matched: the last token is always computed, for its logits. */
+/* Whole blocks that may be matched: the last token is always computed, for its logits
+ * (kvcache.md (12)). */
 static int32_t match_block_max(const struct kvcache *kv, int32_t token_count)
 {
     return kv->config.matching && token_count > 0 ? (token_count - 1) >> kv->token_shift : 0;
@@ -298,7 +299,7 @@ int32_t kvcache_grow_need_settled(const struct kvcache *kv, const struct kv_tabl
     return grow_need(kv, table, written, token_count, false);
 }
 
-/* Copy on write of entry `i` of one group, if others hold it too. */
+/* Copy on write of entry `i` of one group, if others hold it too (kvcache.md (10)). */
 static void unshare(struct kvcache *kv, struct kv_table *table, int32_t group, int32_t i,
                     int32_t written, struct kv_moves *moves)
 {
@@ -306,7 +307,7 @@ static void unshare(struct kvcache *kv, struct kv_table *table, int32_t group, i
 
     if (source == BLOCK_NONE || kv->block[source].ref_count == 1)
         return;
-    assert(i >= table->published_count);
+    assert(i >= table->published_count); /* kvcache.md (9) */
     int32_t target = take(kv);
     table->block[group][i] = target;
     unpin(kv, source, false);

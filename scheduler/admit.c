@@ -10,10 +10,10 @@
 #include <assert.h>
 #include <string.h>
 
-/* How many leading blocks `q` may take from the cache. */
+/* Of how many tokens `q` may take all but the last from the cache. */
 static int32_t match_token_count(const struct seq *q)
 {
-    /* The logits of the token before the first unscored one are needed. */
+    /* The logits of the token before the first unscored one are needed (scheduler.md (16)). */
     return q->score_next < q->prompt_count ? q->score_next : q->token_count;
 }
 

@@ -158,6 +158,7 @@ static void add_row(struct scheduler *s, int32_t seq, int32_t token_count)
 
 /* ---- decode ---- */
 
+/* scheduler.md (15) */
 static bool waits_for_host(const struct scheduler *s, const struct seq *q)
 {
     return q->host_dependent && q->named_step > s->step_committed;
@@ -221,7 +222,8 @@ static void grow(struct scheduler *s, int32_t seq)
         if (q->table.block[g][index] != before[g])
             add_change(s, q, g, index);
     }
-    /* Siblings hold the sources of copies: none of them may let go before the commit. */
+    /* Siblings hold the sources of copies: none may let go before the commit
+     * (scheduler.md (14)). */
     if (buffer->moves.count > move_count)
         s->pool.group[q->group].named_step = buffer->plan.step;
 }

@@ -1,15 +1,9 @@
 /* A sequence's states, and the only functions that change them.
  *
- *   FREE --add--> WAITING <-------settle-------- LEAVING
- *     \              | admit                       ^
- *      \add          v                             | preempt
- *       `-> SIBLING --fork-----> RUNNING ----------'
- *              | detach, lead       | end        end: LEAVING, RUNNING -> ENDING;
- *              v                    v                 WAITING, SIBLING -> DONE
- *           WAITING              ENDING --settle--> DONE --reap--> FREE
- *
- * A LEAVING or ENDING sequence still holds its slot and blocks, because a plan in flight may name
- * them; `settle` gives them back. docs/scheduler.md has the table.
+ * FREE, then WAITING for a slot (or SIBLING, for the leader of its group), RUNNING, DONE, and FREE
+ * again once it is reaped. A sequence that is preempted (LEAVING) or has ended (ENDING) keeps its
+ * slot and blocks while a plan in flight may name them; `settle` gives them back.
+ * docs/scheduler.md has the diagram and the table of states and events.
  */
 #ifndef SCHEDULER_SEQ_H
 #define SCHEDULER_SEQ_H

@@ -56,7 +56,8 @@ struct kv_table scheduler_table(struct scheduler *s, int32_t slot);
 /* Takes the sequence out of the running ones; its slot and blocks follow when no plan names
  * them. */
 void scheduler_preempt(struct scheduler *s, int32_t seq);
-/* Gives back what a LEAVING or ENDING sequence holds, unless a plan still names it. */
+/* Gives back what a LEAVING or ENDING sequence holds, unless a plan still names it
+ * (scheduler.md (5)). */
 void scheduler_settle(struct scheduler *s, int32_t seq);
 
 /* plan.c: parts of the plan in the making. */
