@@ -74,7 +74,7 @@ isa = $(if $(findstring avx512bf16,$(1)),-mavx512f -mavx512bw -mavx512vl -mavx51
 	$(if $(findstring avx512,$(1)),-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c,\
 	$(if $(findstring avx2,$(1)),-mavx2 -mfma -mf16c)))
 extra = $(if $(filter kernels/% kvcache/% model/% scheduler/%,$(1)),$(PILLAR_CFLAGS)) \
-	$(if $(filter kernels/%,$(1)),-O3) $(call isa,$(1))
+	$(if $(filter release,$(MODE)),$(if $(filter kernels/%,$(1)),-O3),-O1) $(call isa,$(1))
 
 # The commit goes into one file, which is made anew when another one is checked out.
 $(shell mkdir -p $(OUT); echo $(COMMIT) | cmp -s - $(OUT)/commit || echo $(COMMIT) >$(OUT)/commit)

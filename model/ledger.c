@@ -97,6 +97,19 @@ static int64_t choose_context(const struct ledger_wish *wish, int64_t limit)
     return context < wish->context_model ? context : wish->context_model;
 }
 
+/* No more than kv_most, unless one sequence needs it. */
+static int64_t under_limit(const struct ledger_wish *wish, int64_t context, int64_t blocks)
+{
+    int64_t most = wish->kv_most / wish->block_bytes;
+
+    if (wish->kv_most == 0 || blocks <= most)
+        return blocks;
+    int64_t least = blocks_for(wish, context);
+    if (most < least)
+        most = least;
+    return blocks < most ? blocks : most;
+}
+
 int ledger_make(struct ledger *ledger, const struct ledger_wish *wish, char *error,
                 size_t error_bytes)
 {
@@ -117,6 +130,7 @@ int ledger_make(struct ledger *ledger, const struct ledger_wish *wish, char *err
         most = wish->slot_max * blocks_for(wish, context); /* more could never be in use */
         blocks = pool_room(wish, limit, context) / wish->block_bytes;
         blocks = blocks < most ? blocks : most;
+        blocks = under_limit(wish, context, blocks);
         blocks = blocks < BLOCK_COUNT_MAX ? blocks : BLOCK_COUNT_MAX;
     }
     if (given && wish->block_count == 0 && blocks < blocks_for(wish, context > 0 ? context : 1))

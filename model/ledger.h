@@ -15,6 +15,7 @@ struct ledger_wish {
     int32_t block_count; /* 0: from kv_bytes or memory_share */
     int64_t kv_bytes;    /* 0: from memory_share */
     double memory_share; /* of free_bytes */
+    int64_t kv_most;     /* with memory_share: at most this, but one sequence's; 0: no limit */
 
     int64_t free_bytes;
     int64_t weight_bytes;

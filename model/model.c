@@ -204,6 +204,7 @@ static int load(struct model *model, const struct model_options *options, struct
                  .block_tokens = options->block_tokens,
                  .block_count = options->block_count,
                  .kv_bytes = options->kv_bytes,
+                 .kv_most = options->kv_most,
                  .memory_share = options->memory_share},
     };
 

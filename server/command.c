@@ -79,6 +79,10 @@ void command_model_options(const struct config *config, struct model_options *op
         .block_count = config->num_gpu_blocks_override,
         .memory_share = config->gpu_memory_utilization,
         .kv_bytes = config->kv_cache_memory_bytes,
+        /* Nobody asked for all of a laptop's memory. */
+        .kv_most = config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEVICE
+                       ? (int64_t)4 << 30
+                       : 0,
     };
 }
 

@@ -39,8 +39,8 @@
            "where to compute; auto: a GPU when there is one")                                      \
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
     OPTION(DEVICE, REAL, gpu_memory_utilization, "0.92", 0.01, 1, "",                              \
-           "share of the device's memory in use at most; on a CPU: of the free memory, and 0.5 "   \
-           "unless something else is said")                                                        \
+           "share of the device's memory in use at most; on a CPU: of the free memory, and there " \
+           "0.5 with a KV cache of at most 4 GiB unless something else is said")                   \
     OPTION(DEVICE, BYTES, kv_cache_memory_bytes, "0", 0, INT64_MAX, "",                            \
            "exact size of the KV cache; 0: from gpu-memory-utilization")                           \
     OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, INT32_MAX, "",                            \

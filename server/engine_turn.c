@@ -453,7 +453,9 @@ static void lose(struct turn *turn)
         .message = "A device was lost; the server is stopping.",
     };
 
-    log_error("engine", "a device is lost: all requests end");
+    const char *fault = model_fault(turn->model);
+    log_error("engine", "a device is lost, all requests end reason=\"%s\"",
+              fault == NULL ? "unknown" : fault);
     for (int32_t i = 0; i < turn->seq_max; i++) {
         struct engine_seq *seq = &turn->seq[i];
         if (seq->job == NULL)

@@ -145,6 +145,23 @@ static void architectures_are_found_by_name(void)
     EXPECT_STRING(names, "gemma3");
 }
 
+static void a_limit_keeps_the_pool_small_but_not_below_one_sequence(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    wish.kv_most = 20 * 32;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, 20);
+    EXPECT_INT(ledger.context_max, ==, 256);
+    wish.kv_most = 3 * 32;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, 16);
+    wish.block_count = 30;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, 30);
+}
+
 int main(void)
 {
     TEST(the_pool_takes_the_share_that_is_left);
@@ -155,5 +172,6 @@ int main(void)
     TEST(a_context_beyond_the_models_is_refused);
     TEST(rotations_are_those_of_the_library);
     TEST(architectures_are_found_by_name);
+    TEST(a_limit_keeps_the_pool_small_but_not_below_one_sequence);
     return test_report();
 }

@@ -173,7 +173,7 @@ static void bad_values_are_refused_with_their_path(void)
     refused("{\"prompt\":[[]]}", "invalid_value", "prompt[0]");
     refused("{\"prompt\":[0,1000]}", "invalid_value", "prompt[1]");
     refused("{\"prompt\":[[0],[-1]]}", "invalid_value", "prompt[1][0]");
-    refused("{\"prompt\":[1.5]}", "invalid_value", "prompt[0]");
+    refused("{\"prompt\":[1.5]}", "invalid_type", "prompt[0]");
     refused("{\"prompt\":\"a\",\"model\":\"other\"}", "model_not_found", "model");
     refused("{\"prompt\":\"a\",\"n\":0}", "invalid_value", "n");
     refused("{\"prompt\":\"a\",\"n\":129}", "invalid_value", "n");
