@@ -130,13 +130,32 @@ static bool run(struct exchange *exchange, const struct completion *completion,
     return true;
 }
 
+/* The bytes of the longest token, found once. */
+static int32_t longest_token(const struct tokenizer *tokenizer)
+{
+    static _Atomic int32_t found;
+    int32_t longest = atomic_load_explicit(&found, memory_order_relaxed);
+
+    if (longest > 0 || tokenizer == NULL)
+        return longest > 0 ? longest : 1;
+    for (int32_t i = 0; i < tokenizer_count(tokenizer); i++) {
+        int32_t bytes = (int32_t)tokenizer_bytes(tokenizer, i, NULL, 0);
+        longest = bytes > longest ? bytes : longest;
+    }
+    longest = longest > 0 ? longest : 1;
+    atomic_store_explicit(&found, longest, memory_order_relaxed);
+    return longest;
+}
+
 void api_completions(struct exchange *exchange)
 {
-    const struct model_info *info = model_info(engine_model(exchange_engine(exchange)));
+    const struct model *model = engine_model(exchange_engine(exchange));
+    const struct model_info *info = model_info(model);
     struct completion_limits limits = {
         .config = exchange_config(exchange),
         .vocab_count = info->vocab_count,
         .context_max = info->context_max,
+        .token_bytes_max = longest_token(model_tokenizer(model)),
     };
     struct completion completion;
     struct stream_error error;

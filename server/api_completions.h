@@ -35,6 +35,7 @@ struct completion_limits {
     const struct config *config;
     int32_t vocab_count;
     int32_t context_max;
+    int32_t token_bytes_max; /* no token stands for more bytes of text */
 };
 
 /* Reads and checks the whole body. False: *error says what is wrong. */

@@ -16,8 +16,7 @@
 #include <sys/random.h>
 
 enum {
-    TOKEN_BYTES_MAX = 512,      /* no vocabulary has longer tokens: a quick check of the context */
-    STOP_COPY_BYTES = 32 << 20, /* stop strings times prompts */
+    STOP_COPY_BYTES = 32 << 20,             /* stop strings times prompts */
     OWN_STOPS_MAX = SAMPLING_STOP_MAX - 16, /* the model's own ends need the rest */
 };
 
@@ -397,14 +396,13 @@ static bool read_text(struct job *job, const struct json_value *prompt,
                       const struct completion_limits *limits, int32_t max_tokens,
                       struct stream_error *error)
 {
-    if ((int64_t)prompt->bytes / TOKEN_BYTES_MAX > limits->context_max)
-        return too_long(error, limits->context_max, (int64_t)prompt->bytes / TOKEN_BYTES_MAX,
-                        max_tokens);
     job->text = malloc(prompt->bytes);
     if (job->text == NULL)
         return out_of_memory(error);
     job->text_bytes = json_text(prompt, job->text);
-    return true;
+    /* What cannot fit, however well it is cut, keeps no text thread busy. */
+    int64_t least = (int64_t)job->text_bytes / limits->token_bytes_max;
+    return least <= limits->context_max || too_long(error, limits->context_max, least, max_tokens);
 }
 
 static bool read_tokens(struct job *job, const struct json_value *prompt, const char *path,

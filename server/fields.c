@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+enum { MEMBER_MAX = 4096 }; /* of an object, known or not: each is looked up in the table */
+
 bool fields_wrong_type(struct stream_error *error, const char *path, const char *expected,
                        const struct json_value *got)
 {
@@ -226,11 +228,14 @@ bool fields_read(const struct field *field, int32_t field_count, const struct js
     struct json_walk walk = json_walk(object);
     struct json_value key, value;
     char name[128];
+    int32_t member_count = 0;
 
     assert(field_count <= FIELD_MAX);
     for (int32_t i = 0; i < field_count; i++)
         read_fallback(&field[i], target);
     while (json_next(&walk, &key, &value)) {
+        if (++member_count > MEMBER_MAX)
+            return fields_refuse(error, "", "An object must have at most %d members.", MEMBER_MAX);
         int32_t i = 0;
         while (i < field_count && !json_is(&key, field[i].name))
             i++;

@@ -8,7 +8,7 @@
 enum { VOCAB = 1000, CONTEXT = 64 };
 
 static struct config config;
-static const struct completion_limits limits = {&config, VOCAB, CONTEXT};
+static const struct completion_limits limits = {&config, VOCAB, CONTEXT, 8};
 
 static bool parse(const char *body, struct completion *completion, struct stream_error *error)
 {
@@ -322,6 +322,14 @@ static void long_prompts_are_refused_before_they_are_tokenised(void)
     body[bytes - 3] = ']';
     strcpy(body + bytes - 2, "}");
     taken(body);
+
+    /* Text that is longer than a context full of the longest tokens. */
+    bytes = (size_t)sprintf(body, "{\"prompt\":\"");
+    memset(body + bytes, 'a', CONTEXT * 8 + 8);
+    strcpy(body + bytes + CONTEXT * 8 + 8, "\"}");
+    refused(body, "context_length_exceeded", "prompt");
+    strcpy(body + bytes + CONTEXT * 8, "\"}");
+    taken(body);
 }
 
 static void counts_are_capped_before_work_starts(void)
@@ -351,6 +359,12 @@ static void counts_are_capped_before_work_starts(void)
     memset(body + bytes, 'a', 5000);
     strcpy(body + bytes + 5000, "\"}");
     refused(body, "invalid_value", "stop");
+
+    bytes = (size_t)sprintf(body, "{\"prompt\":\"\"");
+    for (int i = 0; i < 4096; i++)
+        bytes += (size_t)sprintf(body + bytes, ",\"x%d\":1", i);
+    strcpy(body + bytes, "}");
+    refused(body, "invalid_value", "");
 
     refused("{\"prompt\":[\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\",\"\"],\"n\":128}",
             "invalid_value", "n");
