@@ -18,53 +18,6 @@ enum { ALIGN = 64, MAP_BYTES_MIN = 1 << 20 };
 
 /* ---- memory ---- */
 
-static size_t meminfo_available(void)
-{
-    FILE *file = fopen("/proc/meminfo", "r");
-    unsigned long long kib = 0;
-    char line[128];
-
-    if (file == NULL)
-        return 0;
-    while (fgets(line, sizeof(line), file) != NULL) {
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) == 1)
-            break;
-    }
-    (void)fclose(file);
-    return (size_t)kib * 1024;
-}
-
-/* The number in a file of the control group's, or `otherwise` where there is none ("max"). */
-static size_t group_bytes(const char *path, size_t otherwise)
-{
-    FILE *file = fopen(path, "r");
-    unsigned long long bytes = 0;
-
-    if (file == NULL)
-        return otherwise;
-    int fields = fscanf(file, "%llu", &bytes);
-    (void)fclose(file);
-    return fields == 1 ? (size_t)bytes : otherwise;
-}
-
-size_t cpu_memory_free(struct device *device)
-{
-    static const char *const limit_path[] = {"/sys/fs/cgroup/memory.max",
-                                             "/sys/fs/cgroup/memory/memory.limit_in_bytes"};
-    static const char *const used_path[] = {"/sys/fs/cgroup/memory.current",
-                                            "/sys/fs/cgroup/memory/memory.usage_in_bytes"};
-    size_t bytes = meminfo_available();
-
-    (void)device;
-    for (int i = 0; i < 2; i++) {
-        size_t limit = group_bytes(limit_path[i], SIZE_MAX);
-        size_t used = group_bytes(used_path[i], 0);
-        size_t left = limit > used ? limit - used : 0;
-        bytes = left < bytes ? left : bytes;
-    }
-    return bytes;
-}
-
 static bool remember(struct device *device, void *data, size_t bytes, bool mapped)
 {
     if (device->allocation_count == device->allocation_max) {

@@ -123,6 +123,8 @@ struct device {
 void *cpu_alloc(struct device *device, size_t bytes);
 void *cpu_alloc_lazy(struct device *device, size_t bytes);
 void cpu_free(struct device *device, void *data);
+
+/* memory.c: bytes that may still be taken. */
 size_t cpu_memory_free(struct device *device);
 
 /* For tests and benches: use `isa`, which must be available. */
