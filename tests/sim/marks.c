@@ -8,8 +8,8 @@
 #include <string.h>
 
 #define MARK_NAME(name) #name,
-const char *const mark_name[MARK_COUNT] = {MARKS(MARK_NAME)};
-int64_t mark_count[MARK_COUNT];
+static const char *const mark_name[MARK_COUNT] = {MARKS(MARK_NAME)};
+static int64_t mark_count[MARK_COUNT];
 
 void mark(enum mark which, bool reached)
 {
@@ -49,6 +49,20 @@ static void mark_preempted(const struct seq *q)
     mark(MARK_preempted_itself, s->making.needy_preempted);
 }
 
+/* A sibling published this block, under an equal parent of another identity. */
+static void mark_parents(const struct seq *q)
+{
+    int32_t published = q->table.published_count;
+
+    if (published < 2)
+        return;
+    const struct block *block = &s->kv->block[q->table.block[0][published - 1]];
+    const struct block *before = &s->kv->block[q->table.block[0][published - 2]];
+    mark(MARK_block_known_under_another_parent, block->identity == q->table.parent &&
+                                                    before->identity != IDENTITY_NONE &&
+                                                    block->parent != before->identity);
+}
+
 static void mark_state(enum seq_state before, const struct seq *q)
 {
     if (before == SEQ_SIBLING) {
@@ -61,6 +75,7 @@ static void mark_state(enum seq_state before, const struct seq *q)
         mark(MARK_held_back_and_producer_left, s->pool.seq[q->hold_seq].state == SEQ_LEAVING);
     }
     if (q->state == SEQ_RUNNING) {
+        mark_parents(q);
         int32_t published = q->table.published_count;
         mark(MARK_host_dependent_sat_out, q->host_dependent && q->draw_count > 0);
         mark(MARK_twin_published_first,
@@ -124,6 +139,12 @@ void mark_starts(const struct plan *plan)
         mark(MARK_scores_resumed, q->score_next > 1 && q->score_next < q->prompt_count);
     }
     mark(MARK_copied_on_write, plan->move_count > 0);
+}
+
+void print_marks(void)
+{
+    for (int32_t i = 0; i < MARK_COUNT; i++)
+        printf("%10lld %s\n", (long long)mark_count[i], mark_name[i]);
 }
 
 int32_t marks_missed(void)

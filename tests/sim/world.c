@@ -104,6 +104,43 @@ static void choose_pool(void)
     config.kv.hash_constant = chance(30);
 }
 
+/* Many siblings of scored prompts that are cached already, in chunks, two plans in flight and a
+ * pool that evicts: twins of all kinds. */
+static void choose_twins(void)
+{
+    config.kv.block_tokens = 1 << between(0, 1);
+    config.kv.block_count = between(10, 40) * config.kv.group_count;
+    config.kv.matching = true;
+    config.plan_depth = PLAN_DEPTH;
+    config.step_token_max = between(4, 12);
+    config.sample_max = between(8, 20);
+    config.chunk_token_max = between(2, 6);
+    swarm.sibling = 70;
+    swarm.score = 60;
+    swarm.score_only = 0;
+    swarm.salt = swarm.private_root = 0;
+    swarm.reuse = 90;
+    swarm.alphabet = 2;
+}
+
+/* Groups that are sent away in the middle of a long prompt, and clients that leave. */
+static void choose_crowd(void)
+{
+    config.kv.block_tokens = 1 << between(0, 2);
+    config.kv.block_count = between(12, 40) * config.kv.group_count;
+    config.plan_depth = PLAN_DEPTH;
+    config.slot_max = between(3, SLOT_LIMIT);
+    config.waiting_max = LIVE_LIMIT - SLOT_LIMIT;
+    config.step_token_max = between(3, 10);
+    config.chunk_token_max = between(1, 3);
+    config.sample_max = chance(50) ? between(2, 4) : between(4, 20);
+    swarm.sibling = 70;
+    swarm.priority = 90;
+    swarm.long_prompts = true;
+    swarm.cancel = between(2, 20);
+    swarm.commit = between(30, 60);
+}
+
 void choose_config(void)
 {
     memset(&config, 0, sizeof(config));
@@ -153,6 +190,11 @@ void choose_swarm(void)
         .long_prompts = chance(40),
         .short_outputs = chance(40),
     };
+    int32_t theme = between(0, 9);
+    if (theme < 2)
+        choose_twins();
+    else if (theme < 4)
+        choose_crowd();
 }
 
 int32_t room(void)

@@ -47,6 +47,7 @@ enum { JOB_LIMIT = 160, PAST_LIMIT = 8 };
     X(held_back)                                                                                   \
     X(held_back_and_producer_left)                                                                 \
     X(twin_published_first)                                                                        \
+    X(block_known_under_another_parent)                                                            \
     X(evicted)                                                                                     \
     X(root_forgotten)                                                                              \
     X(prefix_found)                                                                                \
@@ -68,8 +69,6 @@ enum { JOB_LIMIT = 160, PAST_LIMIT = 8 };
 
 #define MARK_ENUM(name) MARK_##name,
 enum mark { MARKS(MARK_ENUM) MARK_COUNT };
-extern const char *const mark_name[MARK_COUNT];
-extern int64_t mark_count[MARK_COUNT];
 
 /* What is true of one handle. */
 struct life {
@@ -173,6 +172,7 @@ void mark_cancel(int32_t seq);
 /* What a call to scheduler_plan did; `before`: states until then. */
 void mark_plan(const struct plan *plan, const enum seq_state *before);
 void mark_starts(const struct plan *plan);
+void print_marks(void);
 int32_t marks_missed(void); /* prints them */
 
 #endif
