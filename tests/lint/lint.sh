@@ -76,6 +76,15 @@ for name in $(sed -n 's/^ *[A-Z]*(METRIC_[A-Z_]*, "\([a-z_0-9]*\)".*/\1/p' serve
 done
 check "metrics that docs name" $unnamed
 
+# ---- links between pages ----
+broken=$(sources '*.md' | while read -r page; do
+    grep -oE '\]\([^):#]+[)#]' "$page" | sed 's/^](//; s/[)#]$//' | while read -r target; do
+        [ -e "$(dirname "$page")/$target" ] || echo "$page: no $target"
+    done
+done)
+[ -z "$broken" ] || echo "$broken"
+check "links in docs" "$(printf '%s' "$broken" | grep -c .)"
+
 # ---- options that nobody reads ----
 unread=0
 for member in $(sed -n 's/.*OPTION([A-Z]*, [A-Z]*, \([a-z_]*\),.*/\1/p' server/config.h); do
