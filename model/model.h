@@ -30,7 +30,7 @@ struct model_options {
     int32_t block_count; /* 0: computed from the memory below */
     double memory_share; /* of the device's memory (CPU: of the free memory) in use at most */
     int64_t kv_bytes;    /* 0: computed from memory_share; else exactly this */
-    int64_t kv_most;         /* with memory_share: no more than this; 0: no limit */
+    int64_t kv_most;     /* with memory_share: no more than this; 0: no limit */
     /* Called from the opening thread while it loads: share 0 to 1, and what is done. */
     void (*progress)(void *context, double share, const char *what);
     void *progress_context;
