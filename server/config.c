@@ -275,9 +275,10 @@ void config_resolve(struct config *config, bool gpu)
         seqs = config->max_num_batched_tokens;
     if (config->max_num_seqs > tokens)
         tokens = config->max_num_seqs;
-    if (!gpu && config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEFAULT) {
-        config->gpu_memory_utilization = 0.5; /* others live on a CPU's memory */
-        config->origin[CONFIG_gpu_memory_utilization].source = CONFIG_BY_DEVICE;
+    if (config->gpu_memory_utilization == 0) {
+        config->gpu_memory_utilization = gpu ? 0.92 : 0.5; /* others live on a CPU's memory */
+        config->origin[CONFIG_gpu_memory_utilization] =
+            (struct config_origin){.source = CONFIG_BY_DEVICE};
     }
     resolve(config, CONFIG_device, gpu ? CONFIG_DEVICE_CUDA : CONFIG_DEVICE_CPU);
     resolve(config, CONFIG_max_num_seqs, seqs);

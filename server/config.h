@@ -38,9 +38,9 @@
     OPTION(DEVICE, CHOICE, device, "auto", 0, 2, "auto|cpu|cuda",                                  \
            "where to compute; auto: a GPU when there is one")                                      \
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
-    OPTION(DEVICE, REAL, gpu_memory_utilization, "0.92", 0.01, 1, "",                              \
-           "share of the device's memory in use at most; on a CPU: of the free memory, and there " \
-           "0.5 with a KV cache of at most 4 GiB unless something else is said")                   \
+    OPTION(DEVICE, REAL, gpu_memory_utilization, "0", 0, 1, "",                                    \
+           "share of the device's memory in use at most (on a CPU: of the free memory); 0: 0.92 "  \
+           "on a GPU; 0.5 on a CPU, and a KV cache of at most 4 GiB")                              \
     OPTION(DEVICE, BYTES, kv_cache_memory_bytes, "0", 0, INT64_MAX, "",                            \
            "exact size of the KV cache; 0: from gpu-memory-utilization")                           \
     OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, INT32_MAX, "",                            \

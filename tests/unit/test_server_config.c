@@ -59,7 +59,7 @@ static void every_default_is_a_value_of_its_own_option(void)
     EXPECT_STRING(config.host, "127.0.0.1");
     EXPECT_INT(config.port, ==, 8000);
     EXPECT_INT(config.max_body_bytes, ==, 32 << 20);
-    EXPECT(config.gpu_memory_utilization == 0.92);
+    EXPECT(config.gpu_memory_utilization == 0);
     EXPECT(config.enable_prefix_caching);
     EXPECT_INT(config.log_level, ==, CONFIG_LOG_INFO);
     EXPECT_INT(config.batch.count, ==, 6);
@@ -145,8 +145,7 @@ static void what_is_no_number_is_refused(void)
 
 static void what_is_no_share_is_refused(void)
 {
-    static const char *const bad[] = {"",     "nan",  "inf",    "1.01", "0",
-                                      "-0.5", "0.5x", "0x1p-1", "1e9"};
+    static const char *const bad[] = {"", "nan", "inf", "1.01", "-0.5", "0.5x", "0x1p-1", "1e9"};
 
     for (size_t i = 0; i < sizeof bad / sizeof bad[0]; i++) {
         struct config_reader reader = {&config, error, sizeof error};
@@ -154,7 +153,7 @@ static void what_is_no_share_is_refused(void)
         EXPECT_INT(config_set(&reader, CONFIG_gpu_memory_utilization, bad[i],
                               (struct config_place){.source = CONFIG_BY_FLAG}),
                    <, 0);
-        EXPECT(config.gpu_memory_utilization == 0.92);
+        EXPECT(config.gpu_memory_utilization == 0);
         config_release(&config);
     }
 }
@@ -168,7 +167,7 @@ static void a_refusal_names_option_range_and_value(void)
     EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --max-body-bytes 1"),
                    "--max-body-bytes: must be 1K to 4G, not \"1\"");
     EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --gpu-memory-utilization 2"),
-                   "--gpu-memory-utilization: must be 0.01 to 1, not \"2\"");
+                   "--gpu-memory-utilization: must be 0 to 1, not \"2\"");
     EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --port \x1b[31m\n"),
                    "--port: a control character is in \"?[31m?\"");
     EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --port"), "--port: a value is missing");
