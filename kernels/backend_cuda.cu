@@ -189,6 +189,8 @@ static cudaError_t find(struct device *device)
         error = cudaFuncGetAttributes(&attributes, (const void *)probe_kernel);
     if (error == cudaSuccess)
         error = cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking);
+    device->core_count = error == cudaSuccess ? prop.multiProcessorCount : 0;
+    device->shared_bytes = error == cudaSuccess ? (int32_t)prop.sharedMemPerBlockOptin : 0;
     if (error == cudaSuccess)
         (void)snprintf(device->description, sizeof(device->description),
                        "%.100s, compute capability %d.%d, %.1f GiB", prop.name, prop.major,

@@ -1,17 +1,104 @@
 /* attention: out[t, h] = sum over p of softmax(cap(scale * q . k[p])) * v[p], p from the window's
  * first position to the token's own, all read from the cache.
  *
- * A block is one head of one token. It goes through the positions in tiles of TILE that start at
- * multiples of TILE from position 0, one position a thread for the scores and one column a thread
- * for the values, with the running maximum and sum of an online softmax. The order is that of
- * positions alone: the same in a prompt, in decode, and however a prompt was cut.
+ * Two variants. `tensor`: a persistent kernel that takes items off the step's work list, first
+ * the wide tiles (prompts), with all warps on one item, then the narrow ones (decode), with four
+ * warps on an item; attention.cuh tells what they share and why bits do not depend on the list.
+ * `plain`: for the other head widths, and the simplest statement of what is computed. Which of
+ * them runs depends on the model's shape and the GPU alone, never on the step.
  */
-#include "kernels/cuda/kv.cuh"
+#include "kernels/cuda/attention_narrow.cuh"
+#include "kernels/cuda/attention_wide.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 #include <assert.h>
-#include <math_constants.h>
 
+/* ---- tensor ---- */
+
+enum { CORE_THREADS = 256, SHARED_BYTES_MAX = 227 * 1024 };
+
+/* Narrow items that a block works on at a time, and how many tiles are on their way to each. */
+template <int C> struct narrow_shape {
+    static constexpr int32_t GROUPS = C <= 192 ? 2 : 1;
+    static constexpr int32_t STAGES_FIT =
+        (SHARED_BYTES_MAX / GROUPS - 6 * 1024) / (2 * tile_layout<C>::BYTES + KV_TILE * 8);
+    static constexpr int32_t STAGES = STAGES_FIT > 6 ? 6 : STAGES_FIT;
+    static_assert(STAGES >= 2, "one tile on its way while another is worked on");
+};
+
+template <int C> union tensor_shared {
+    wide_shared<C> wide;
+    narrow_shared<C, narrow_shape<C>::STAGES> narrow[narrow_shape<C>::GROUPS];
+};
+
+/* Takes wide items until there are none. */
+template <int C>
+__device__ static void wide_work(tensor_shared<C> &shared, const struct attention_call &call,
+                                 int32_t *next)
+{
+    constexpr int32_t THREADS = wide_shape<C>::THREADS;
+    int32_t count = call.work.plan->wide_count, item_count = count * call.args.kv_head_count;
+    while (count > 0) {
+        if (threadIdx.x == 0)
+            *next = atomicAdd(&call.work.ticket[0], 1);
+        wide_sync<THREADS>();
+        int32_t i = *next;
+        wide_sync<THREADS>();
+        if (i >= item_count)
+            break;
+        /* neighbours share a head, so that its keys and values stay in the cache of the GPU */
+        wide_item<C>(shared.wide, call, call.work.wide[i % count], i / count);
+    }
+}
+
+/* Takes narrow items until there are none. */
+template <int C>
+__device__ static void narrow_work(tensor_shared<C> &shared, const struct attention_call &call)
+{
+    constexpr int32_t STAGES = narrow_shape<C>::STAGES;
+    int32_t group = threadIdx.x / NARROW_THREADS, heads = call.args.kv_head_count;
+    int32_t item_count = call.work.plan->narrow_count * heads;
+    narrow_shared<C, STAGES> &own = shared.narrow[group];
+    for (;;) {
+        if (threadIdx.x % NARROW_THREADS == 0)
+            own.next = atomicAdd(&call.work.ticket[1], 1);
+        group_sync(group);
+        int32_t i = own.next;
+        group_sync(group);
+        if (i >= item_count)
+            break;
+        struct attention_item item = call.work.narrow[i / heads];
+        if (item.partial != PARTIAL_NONE)
+            narrow_item<C, STAGES>(own, call, item, i % heads);
+    }
+}
+
+template <int C>
+__global__ void __launch_bounds__(CORE_THREADS, 1)
+    tensor_kernel(const __grid_constant__ struct attention_call call)
+{
+    extern __shared__ __align__(128) uint8_t memory[];
+    __shared__ int32_t next;
+    tensor_shared<C> &shared = *reinterpret_cast<tensor_shared<C> *>(memory);
+    if (threadIdx.x < wide_shape<C>::THREADS)
+        wide_work<C>(shared, call, &next);
+    __syncthreads();
+    if (threadIdx.x < narrow_shape<C>::GROUPS * NARROW_THREADS)
+        narrow_work<C>(shared, call);
+    __syncthreads();
+    if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
+        call.work.ticket[0] = 0; /* for the next launch */
+        call.work.ticket[1] = 0;
+        call.work.ticket[2] = 0;
+    }
+}
+
+/* ---- plain ---- */
+
+/* A block is one head of one token. It goes through the positions in tiles of TILE that start at
+ * multiples of TILE from position 0, one position a thread for the scores and one column a thread
+ * for the values, with the running maximum and sum of an online softmax. The order is that of
+ * positions alone: the same in a prompt, in decode, and however a prompt was cut. */
 enum { TILE = 128, COLUMNS = 4, HEAD_WIDTH_MAX = TILE * COLUMNS };
 
 __device__ static float score(const float *query, const __half *key,
@@ -24,9 +111,9 @@ __device__ static float score(const float *query, const __half *key,
     return args.softcap > 0.0f ? args.softcap * tanhf(dot / args.softcap) : dot;
 }
 
-__global__ void attention_kernel(float *out, int64_t out_stride, const float *qkv, int64_t stride,
-                                 struct attention_args args, struct kv_layer layer,
-                                 struct step_view step)
+__global__ void plain_kernel(float *out, int64_t out_stride, const float *qkv, int64_t stride,
+                             struct attention_args args, struct kv_layer layer,
+                             struct step_view step)
 {
     __shared__ float query[HEAD_WIDTH_MAX];
     __shared__ float weight[TILE];
@@ -87,16 +174,86 @@ __global__ void attention_kernel(float *out, int64_t out_stride, const float *qk
             target[thread + c * TILE] = value[c] / sum;
 }
 
+/* ---- variants ---- */
+
+struct attention_variant {
+    const char *name;
+    int32_t head_width; /* 0: any */
+    bool (*fits)(const struct device *device, const struct attention_args *args,
+                 const struct attention_variant *variant);
+    void (*launch)(struct device *device, const struct attention_call &call, int32_t T);
+};
+
+template <int C>
+static void tensor_launch(struct device *device, const struct attention_call &wanted, int32_t T)
+{
+    (void)T; /* how many items there are is known on the device */
+    struct attention_call call = wanted;
+    int32_t bytes = (int32_t)sizeof(tensor_shared<C>);
+    static_assert(sizeof(tensor_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");
+    struct attention_key key = {call.group, call.args.window, wide_shape<C>::ROWS};
+    call.work = cuda_attention_work(device, key);
+    (void)cuda_check(
+        device,
+        cudaFuncSetAttribute(tensor_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        __func__);
+    tensor_kernel<C><<<device->core_count, CORE_THREADS, bytes, device->stream>>>(call);
+}
+
+static bool tensor_fits(const struct device *device, const struct attention_args *args,
+                        const struct attention_variant *variant)
+{
+    return args->head_width == variant->head_width && args->scale > 0.0f &&
+           args->head_count / args->kv_head_count <= GROUP_MAX &&
+           device->shared_bytes >= SHARED_BYTES_MAX;
+}
+
+static void plain_launch(struct device *device, const struct attention_call &call, int32_t T)
+{
+    dim3 grid(T, call.args.head_count);
+    plain_kernel<<<grid, TILE, 0, device->stream>>>(call.out, call.out_stride, call.query,
+                                                    call.stride, call.args, call.layer, call.step);
+}
+
+static bool plain_fits(const struct device *device, const struct attention_args *args,
+                       const struct attention_variant *variant)
+{
+    (void)device, (void)variant;
+    return args->head_width <= HEAD_WIDTH_MAX;
+}
+
+/* The first that fits. */
+static const struct attention_variant variants[] = {
+    {"tensor 64", 64, tensor_fits, tensor_launch<64>},
+    {"tensor 80", 80, tensor_fits, tensor_launch<80>},
+    {"tensor 96", 96, tensor_fits, tensor_launch<96>},
+    {"tensor 128", 128, tensor_fits, tensor_launch<128>},
+    {"tensor 192", 192, tensor_fits, tensor_launch<192>},
+    {"tensor 256", 256, tensor_fits, tensor_launch<256>},
+    {"plain", 0, plain_fits, plain_launch},
+};
+enum { VARIANTS = sizeof(variants) / sizeof(*variants) };
+
 void cuda_attention(struct device *device, struct activation out, struct activation qkv,
                     const struct attention_args *args, int32_t T)
 {
-    assert(args->head_width <= HEAD_WIDTH_MAX);
+    const struct attention_variant *variant = variants;
+    struct attention_call call = {};
     assert(args->head_count % args->kv_head_count == 0);
     if (T == 0)
         return;
-    dim3 grid(T, args->head_count);
-    attention_kernel<<<grid, TILE, 0, device->stream>>>(
-        (float *)out.data, out.stride, (const float *)qkv.data, qkv.stride, *args,
-        cuda_kv_layer(device, args->layer), device->step);
+    while (variant < variants + VARIANTS && !variant->fits(device, args, variant))
+        variant++;
+    assert(variant < variants + VARIANTS);
+    call.out = (float *)out.data;
+    call.out_stride = out.stride;
+    call.query = (const float *)qkv.data;
+    call.stride = qkv.stride;
+    call.args = *args;
+    call.layer = cuda_kv_layer(device, args->layer);
+    call.step = device->step;
+    call.group = args->head_count / args->kv_head_count;
+    call.scale = args->softcap > 0.0f ? CUDART_L2E_F : args->scale * CUDART_L2E_F;
+    variant->launch(device, call, T);
     launch_check(device, __func__);
 }

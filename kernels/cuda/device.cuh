@@ -21,6 +21,7 @@ extern "C" {
 enum {
     WARP = 32,
     SAMPLE_ROWS = 64, /* samples that are drawn at a time, each with a work row of V */
+    ATTENTION_KINDS = KV_GROUP_MAX, /* of layers with a work list of their own */
 };
 
 /* What a step is made of on the device, each part at a fixed offset of one allocation. */
@@ -40,6 +41,7 @@ enum step_part {
 struct step_counts {
     int32_t token_count;
     int32_t sample_count;
+    int32_t row_count;
 };
 
 /* What one sample gave; the host scatters it into struct step_result. */
@@ -93,6 +95,24 @@ struct flight {
     bool ended;
 };
 
+/* Attention's work lists and what its partial results go through (attention.cuh). A list is made
+ * once a step for each kind of layer, or once in a capture. */
+struct attention_list {
+    struct attention_plan *plan;
+    struct attention_item *wide, *narrow;
+    int32_t group, window, wide_rows; /* what it is made for */
+};
+
+struct attention_state {
+    struct attention_list list[ATTENTION_KINDS];
+    int32_t list_count; /* made since the step began, or the capture */
+    float *partial;
+    int32_t *arrived;
+    int32_t *ticket;
+    int32_t slot_max;
+    int32_t partial_tokens;
+};
+
 struct captured {
     int64_t key;
     cudaGraphExec_t exec;
@@ -104,6 +124,8 @@ struct device {
     char fault_text[160];
     cudaStream_t stream;
     char description[160];
+    int32_t core_count;   /* multiprocessors */
+    int32_t shared_bytes; /* that a block may have */
 
     void **memory; /* [memory_count] for close */
     int32_t memory_count, memory_max;
@@ -122,6 +144,8 @@ struct device {
     struct kv_shape kv_shape;
     int32_t *layer_group; /* [layer_count] on the host */
     int32_t *layer_index; /* [layer_count] place of the layer in its group */
+
+    struct attention_state attention;
 
     struct captured *graph; /* [graph_count] */
     int32_t graph_count, graph_max;

@@ -57,6 +57,7 @@ void cuda_graph_close(struct device *device)
 bool cuda_graph_begin(struct device *device, int64_t key)
 {
     (void)key;
+    device->attention.list_count = 0;
     return done(cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeRelaxed));
 }
 
@@ -65,6 +66,7 @@ bool cuda_graph_end(struct device *device, int64_t key)
     cudaGraph_t graph = NULL;
     cudaGraphExec_t exec = NULL;
     struct captured *entry = graph_entry(device, key);
+    device->attention.list_count = 0; /* what was recorded has not run */
     bool good = done(cudaStreamEndCapture(device->stream, &graph)) && entry != NULL;
     good = good && done(cudaGraphInstantiate(&exec, graph, 0));
     if (graph != NULL)

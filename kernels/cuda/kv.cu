@@ -4,7 +4,7 @@
  * [block, layer of the group, k or v, position, K, C], f16, zeroed at start: a position that was
  * never written must not be a NaN.
  */
-#include "kernels/cuda/kv.cuh"
+#include "kernels/cuda/attention.cuh"
 
 #include <assert.h>
 #include <errno.h>
@@ -96,7 +96,8 @@ int cuda_kv_open(struct device *device, const struct kv_shape *shape)
     kv->table = (int32_t *)cuda_alloc(device, tables * sizeof(int32_t));
     kv->pool = (__half *)cuda_alloc(device, (size_t)shape->block_count *
                                                 cuda_kv_block_bytes(device, shape));
-    return kv->table == NULL || kv->pool == NULL ? -ENOMEM : 0;
+    bool good = kv->table != NULL && kv->pool != NULL && cuda_attention_open(device, shape);
+    return good ? 0 : -ENOMEM;
 }
 
 void cuda_kv_close(struct device *device)

@@ -126,7 +126,7 @@ static void stage(struct device *device, const struct flight *flight, enum step_
 void cuda_step_begin(struct device *device, const struct step *step)
 {
     struct flight *flight = &device->flight[device->begun % STEP_DEPTH];
-    struct step_counts counts = {step->token_count, step->sample_count};
+    struct step_counts counts = {step->token_count, step->sample_count, step->row_count};
     assert(device->begun - device->synced < STEP_DEPTH);
     assert(step->token_count <= device->options.token_max);
     assert(step->sample_count <= device->options.sample_max);
@@ -135,6 +135,7 @@ void cuda_step_begin(struct device *device, const struct step *step)
     for (int32_t i = 0; i < step->move_count; i++)
         assert(step->move[i].kind == STEP_COPY); /* kv_shape has no host tier yet */
     device->begun++;
+    device->attention.list_count = 0;
     flight->ended = false;
     flight->sample_count = step->sample_count;
 

@@ -1,0 +1,188 @@
+/* Attention on tensor cores: its work list, and the arithmetic that all its bodies share.
+ *
+ * The unit of work is a tile of query rows: the tokens of one sequence's part of the step times
+ * the G query heads that share a kv head, row = token * G + head. Small parts are cut into tiles
+ * of 16 rows and along the context, large ones into tiles of 64 or 128 rows. What a row gives does
+ * not depend on that, because every body does the same arithmetic for it:
+ * - keys and values go by in tiles of KV_TILE positions counted from position 0, ascending;
+ * - a score is one chain of mma.sync m16n8k16 over C, f16 in and f32 out, P is rounded to f16,
+ *   an output is one chain over positions;
+ * - the running softmax starts anew at each multiple of `partial` positions, and what the
+ *   partials give (maximum, sum, values) is folded in their order by partial_fold;
+ * - the sum of a row's weights is kept in sixteen parts: (position / 16 % 4, position / 2 % 4).
+ * A row that sees nothing of a tile or of a partial keeps its bits: it is multiplied by 1, and 0
+ * is added.
+ */
+#ifndef KERNELS_CUDA_ATTENTION_CUH
+#define KERNELS_CUDA_ATTENTION_CUH
+
+#include "kernels/cuda/kv.cuh"
+
+enum {
+    KV_TILE = 64,
+    PARTIAL_TOKENS = 512,
+    NARROW_ROWS = 16,     /* rows of a tile that is also cut along the context */
+    NARROW_TILES_MAX = 2, /* a part with more rows than these hold is cut into wide tiles */
+    GROUP_MAX = 64,       /* G */
+};
+
+static_assert(PARTIAL_TOKENS % KV_TILE == 0, "a tile belongs to one partial");
+
+/* Which partials of a tile an item goes through; else the number of one. */
+enum { PARTIAL_ALL = -1, PARTIAL_NONE = -2 };
+
+struct attention_item {
+    int32_t row;     /* of the step */
+    int32_t first;   /* row of the tile's first query row */
+    int32_t partial; /* or PARTIAL_ALL, PARTIAL_NONE */
+    int32_t slot;    /* where partial 0's result would go; used where partial >= 0 */
+};
+
+/* On the device. Wide items stand first. */
+struct attention_plan {
+    int32_t wide_count;
+    int32_t narrow_count;
+};
+
+/* What a plan is made for; layers that are alike share it. */
+struct attention_key {
+    int32_t group; /* G */
+    int32_t window;
+    int32_t wide_rows; /* of a wide tile */
+};
+
+/* As kernels see it. */
+struct attention_work {
+    struct attention_plan *plan;
+    struct attention_item *wide;   /* [token_max + slot_max] */
+    struct attention_item *narrow; /* [narrow_max] */
+    float *partial;                /* [slot_max, K, NARROW_ROWS, C + 2] values, maximum, sum */
+    int32_t *arrived;              /* [rows, NARROW_TILES_MAX, K] partials that are there */
+    int32_t *ticket;               /* next wide and narrow item; CTAs that are done */
+    int32_t slot_max;              /* of `partial`, / K */
+    int32_t partial_tokens;
+};
+
+__device__ static inline float exp2_fast(float value)
+{
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(value));
+    return result;
+}
+
+/* d += a . b: a 16x16, b 16x8 */
+__device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
+{
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ static inline void load_matrices(uint32_t (&r)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+__device__ static inline void load_matrices_turned(uint32_t (&r)[4], uint32_t address)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+/* Two floats to f16, `low` in the lower half. */
+__device__ static inline uint32_t pack_half(float low, float high)
+{
+    uint32_t result;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+    return result;
+}
+
+/* Queries saturate as keys do, so that no infinity meets a zero. */
+__device__ static inline uint32_t pack_query(float2 value)
+{
+    return pack_half(fminf(fmaxf(value.x, -65504.0f), 65504.0f),
+                     fminf(fmaxf(value.y, -65504.0f), 65504.0f));
+}
+
+/* 16 bytes to shared memory without waiting; zeros where `bytes` is 0. */
+__device__ static inline void copy_async(uint32_t target, const void *source, int32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target),
+                 "l"(source), "r"(bytes)
+                 : "memory");
+}
+
+__device__ static inline void copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int PENDING> __device__ static inline void copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+
+__device__ static inline float quad_max(float value)
+{
+    value = fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return fmaxf(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+__device__ static inline float quad_sum(float value)
+{
+    value = __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, 1));
+    return __fadd_rn(value, __shfl_xor_sync(0xffffffffu, value, 2));
+}
+
+/* Where chunk `chunk` (16 bytes) of row `row` lies in a tile of C columns: free of bank conflicts
+ * when eight rows of one chunk are read. */
+template <int C> struct tile_layout {
+    static constexpr bool SWIZZLED = C % 64 == 0;
+    static constexpr int32_t CHUNKS = C / 8;
+    static constexpr int32_t ROW_BYTES = C * 2 + (SWIZZLED ? 0 : 16);
+    static constexpr int32_t BYTES = KV_TILE * ROW_BYTES;
+    static_assert(C % 16 == 0, "whole steps of the matrix unit, and an odd number of chunks");
+    __device__ static inline uint32_t at(int32_t row, int32_t chunk)
+    {
+        return (uint32_t)(row * ROW_BYTES + ((SWIZZLED ? chunk ^ (row & 7) : chunk) << 4));
+    }
+};
+
+/* exp2 of what a score has above the maximum; both in units of the scale. `maximum` finite. */
+__device__ static inline float weight_of(float score, float scale, float maximum)
+{
+    return exp2_fast(__fmaf_rn(score, scale, -maximum));
+}
+
+/* A maximum that can be subtracted. */
+__device__ static inline float finite(float maximum)
+{
+    return maximum == -INFINITY ? 0.0f : maximum;
+}
+
+/* Factors that fold a partial (its maximum) into what lies before it; `maximum` becomes that of
+ * both. Folding into nothing gives the partial's own bits. */
+__device__ static inline float2 partial_factors(float &maximum, float partial_maximum)
+{
+    float both = fmaxf(maximum, partial_maximum), base = finite(both);
+    float2 factor = {exp2_fast(maximum - base), exp2_fast(partial_maximum - base)};
+    maximum = both;
+    return factor;
+}
+
+__device__ static inline float partial_fold(float before, float partial, float2 factor)
+{
+    return __fmaf_rn(partial, factor.y, __fmul_rn(before, factor.x));
+}
+
+/* attention_plan.cu: the work list of this step for layers of this kind, made on the device. */
+bool cuda_attention_open(struct device *device, const struct kv_shape *shape);
+struct attention_work cuda_attention_work(struct device *device, struct attention_key key);
+
+#endif

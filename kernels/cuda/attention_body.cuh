@@ -1,0 +1,165 @@
+/* Attention on tensor cores: what an item needs, how keys and values come in, one tile's step.
+ * attention.cuh tells what all this must keep. */
+#ifndef KERNELS_CUDA_ATTENTION_BODY_CUH
+#define KERNELS_CUDA_ATTENTION_BODY_CUH
+
+#include "kernels/cuda/attention.cuh"
+
+#include <math_constants.h>
+
+/* A launch, as kernels see it. */
+struct attention_call {
+    float *out; /* [T, H C] */
+    const float *query;
+    int64_t out_stride;
+    int64_t stride;
+    struct attention_args args;
+    struct kv_layer layer;
+    struct step_view step;
+    struct attention_work work;
+    int32_t group; /* G */
+    float scale;   /* of what is in the exponent of 2: scale log2(e), or log2(e) with a soft cap */
+};
+
+/* One tile of query rows on one kv head, and the positions that it goes through. */
+struct attention_tile {
+    struct step_row row;
+    int32_t first, count; /* query rows */
+    int32_t kv_head;
+    int32_t low, high;  /* first and last position that a row sees */
+    int32_t begin, end; /* of these, those to go through */
+};
+
+__device__ static inline struct attention_tile tile_of(const struct attention_call &call,
+                                                       struct attention_item item, int32_t kv_head,
+                                                       int32_t rows)
+{
+    struct attention_tile tile;
+    tile.row = call.step.row[item.row];
+    tile.first = item.first;
+    tile.count = min(rows, tile.row.token_count * call.group - item.first);
+    tile.kv_head = kv_head;
+    int32_t start = tile.row.position + tile.first / call.group;
+    tile.low = call.args.window > 0 ? max(start - call.args.window + 1, 0) : 0;
+    tile.high = tile.row.position + (tile.first + tile.count - 1) / call.group;
+    tile.begin = tile.low;
+    tile.end = tile.high + 1;
+    if (item.partial >= 0) {
+        tile.begin = max(tile.begin, item.partial * call.work.partial_tokens);
+        tile.end = min(tile.end, (item.partial + 1) * call.work.partial_tokens);
+    }
+    return tile;
+}
+
+/* One query row: where it lies and what it sees. Rows past the tile's count see nothing. */
+struct query_row {
+    const float *query; /* NULL: past the count */
+    float *out;
+    int32_t head;
+    int32_t low, high;
+};
+
+__device__ static inline struct query_row row_of(const struct attention_call &call,
+                                                 const struct attention_tile &tile, int32_t r)
+{
+    struct query_row row = {NULL, NULL, 0, 0, -1};
+    if (r >= tile.count)
+        return row;
+    int32_t token = (tile.first + r) / call.group;
+    row.head = tile.kv_head * call.group + (tile.first + r) % call.group;
+    int64_t column = (int64_t)row.head * call.args.head_width;
+    row.query = call.query + (tile.row.token_first + token) * call.stride + column;
+    row.out = call.out + (tile.row.token_first + token) * call.out_stride + column;
+    row.high = tile.row.position + token;
+    row.low = call.args.window > 0 ? max(row.high - call.args.window + 1, 0) : 0;
+    return row;
+}
+
+/* The A operand of step k (16 columns) for rows g and g + 8, see load_query. */
+__device__ static inline void query_step(uint32_t (&a)[4], const struct query_row (&row)[2],
+                                         int32_t k)
+{
+    int32_t column = k * 16 + threadIdx.x % 4 * 2;
+    const float2 zero = {0.0f, 0.0f};
+    for (int32_t i = 0; i < 2; i++) {
+        const float *query = row[i].query;
+        a[i] = pack_query(query == NULL ? zero : *(const float2 *)(query + column));
+        a[i + 2] = pack_query(query == NULL ? zero : *(const float2 *)(query + column + 8));
+    }
+}
+
+/* Element offset of a position's key in this head, -1 where no row of the tile sees it. */
+__device__ static inline int64_t key_offset(const struct attention_call &call,
+                                            const struct attention_tile &tile, int32_t position)
+{
+    if (position < tile.begin || position >= tile.end)
+        return -1;
+    return kv_offset(call.layer, tile.row.slot, position) +
+           (int64_t)tile.kv_head * call.args.head_width;
+}
+
+/* Starts the copy of a tile's keys and values; `offset` is shared, [KV_TILE]. */
+template <int C, int THREADS>
+__device__ static inline void load_tile(uint32_t stage, const int64_t *offset,
+                                        const struct kv_layer &layer)
+{
+    using layout = tile_layout<C>;
+#pragma unroll
+    for (int32_t i = threadIdx.x % THREADS; i < KV_TILE * layout::CHUNKS; i += THREADS) {
+        int32_t r = i / layout::CHUNKS, chunk = i % layout::CHUNKS;
+        int64_t at = offset[r];
+        int32_t bytes = at < 0 ? 0 : 16;
+        const __half *key = layer.key + (at < 0 ? 0 : at + chunk * 8);
+        copy_async(stage + layout::at(r, chunk), key, bytes);
+        copy_async(stage + layout::BYTES + layout::at(r, chunk), key + layer.value_offset, bytes);
+    }
+}
+
+/* A score of a row: soft cap and mask. */
+__device__ static inline float capped(float score, const struct attention_args &args)
+{
+    if (args.softcap > 0.0f)
+        score = __fmul_rn(args.softcap, tanhf(__fmul_rn(score, args.scale) / args.softcap));
+    return score;
+}
+
+/* A row's running softmax within a partial. */
+struct running {
+    float maximum; /* in units of the exponent of 2 */
+    float factor;  /* of what is before the tile */
+    float base;    /* `maximum`, or 0 where there is none yet */
+};
+
+__device__ static inline void advance(struct running &state, float tile_maximum, float scale)
+{
+    float maximum = fmaxf(state.maximum, __fmul_rn(tile_maximum, scale));
+    state.base = finite(maximum);
+    state.factor = exp2_fast(state.maximum - state.base);
+    state.maximum = maximum;
+}
+
+/* What a row has when all its partials are folded. */
+struct row_total {
+    float maximum, sum;
+};
+
+/* A sink takes part in the sum and has no value: the factor that values get. */
+__device__ static inline float with_sink(struct row_total &total, const float *sink)
+{
+    float factor = 1.0f;
+    if (sink != NULL) {
+        float other = __fmul_rn(*sink, CUDART_L2E_F);
+        float both = fmaxf(total.maximum, other);
+        factor = exp2_fast(total.maximum - both);
+        total.sum = __fmaf_rn(total.sum, factor, exp2_fast(other - both));
+    }
+    return factor;
+}
+
+/* + 0: no output is -0. */
+__device__ static inline float quotient(float value, float factor, float sum)
+{
+    return __fadd_rn(__fdiv_rn(__fmul_rn(value, factor), sum), 0.0f);
+}
+
+#endif

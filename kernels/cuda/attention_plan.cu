@@ -1,0 +1,196 @@
+/* The work list of attention: what a step's rows need, cut into items of about equal size.
+ *
+ * One block, a thread a row: counts, a scan, then a warp a row writes the items. Made once a step
+ * for each kind of layer, on the device: a captured step makes its own list for what it is
+ * launched with.
+ */
+#include "kernels/cuda/attention.cuh"
+
+#include <assert.h>
+
+enum { THREADS = 256, SLOTS_MAX = 1024 };
+
+/* What one row of the step needs. */
+struct row_need {
+    int32_t wide, narrow; /* items */
+    int32_t slots;
+};
+
+/* Partials that a narrow tile goes through. */
+__device__ static int2 tile_partials(struct step_row row, int32_t tile, int32_t rows,
+                                     struct attention_key key, int32_t partial_tokens)
+{
+    int32_t low = row.position + tile * NARROW_ROWS / key.group;
+    int32_t high = row.position + (min((tile + 1) * NARROW_ROWS, rows) - 1) / key.group;
+    int32_t first = key.window > 0 ? max(low - key.window + 1, 0) : 0;
+    return {first / partial_tokens, high / partial_tokens + 1};
+}
+
+__device__ static row_need need_of(struct step_row row, struct attention_key key,
+                                   int32_t partial_tokens)
+{
+    struct row_need need = {};
+    int32_t rows = row.token_count * key.group;
+    if (rows > NARROW_ROWS * NARROW_TILES_MAX) {
+        need.wide = (rows + key.wide_rows - 1) / key.wide_rows;
+        return need;
+    }
+    for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
+        int2 partials = tile_partials(row, tile, rows, key, partial_tokens);
+        need.narrow += partials.y - partials.x;
+        need.slots += partials.y - partials.x;
+    }
+    return need;
+}
+
+/* Exclusive sums over the block; `total` grows by the block's. */
+__device__ static row_need scan(row_need need, row_need (&buffer)[THREADS], row_need &total)
+{
+    int32_t thread = threadIdx.x;
+    row_need sum = need;
+    buffer[thread] = sum;
+    __syncthreads();
+    for (int32_t step = 1; step < THREADS; step *= 2) {
+        row_need other = {};
+        if (thread >= step)
+            other = buffer[thread - step];
+        __syncthreads();
+        sum = {sum.wide + other.wide, sum.narrow + other.narrow, sum.slots + other.slots};
+        buffer[thread] = sum;
+        __syncthreads();
+    }
+    row_need last = buffer[THREADS - 1];
+    row_need before = {total.wide + sum.wide - need.wide, total.narrow + sum.narrow - need.narrow,
+                       total.slots + sum.slots - need.slots};
+    total = {total.wide + last.wide, total.narrow + last.narrow, total.slots + last.slots};
+    __syncthreads();
+    return before;
+}
+
+/* A tile whose partials find no slots is one item: slower, the same bits. */
+__device__ static void write_narrow(struct attention_work work, struct step_row row, int32_t r,
+                                    row_need before, struct attention_key key)
+{
+    int32_t lane = threadIdx.x % WARP, rows = row.token_count * key.group;
+    for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
+        int2 partials = tile_partials(row, tile, rows, key, work.partial_tokens);
+        int32_t count = partials.y - partials.x;
+        bool split = count > 1 && before.slots + count <= work.slot_max;
+        for (int32_t i = lane; i < count; i += WARP) {
+            struct attention_item item = {r, tile * NARROW_ROWS, partials.x + i,
+                                          before.slots - partials.x};
+            if (!split)
+                item.partial = i == 0 ? PARTIAL_ALL : PARTIAL_NONE;
+            work.narrow[before.narrow + i] = item;
+        }
+        before.narrow += count;
+        before.slots += count;
+    }
+}
+
+__global__ void plan_kernel(struct attention_work work, struct attention_key key,
+                            struct step_view step)
+{
+    __shared__ row_need buffer[THREADS];
+    __shared__ row_need place[THREADS];
+    row_need total = {};
+    int32_t row_count = step.counts->row_count;
+
+    for (int32_t base = 0; base < row_count; base += THREADS) {
+        int32_t r = base + threadIdx.x;
+        row_need need = {};
+        if (r < row_count)
+            need = need_of(step.row[r], key, work.partial_tokens);
+        place[threadIdx.x] = scan(need, buffer, total);
+        __syncthreads();
+        for (int32_t i = threadIdx.x / WARP; i < min(row_count - base, (int32_t)THREADS);
+             i += THREADS / WARP) {
+            struct step_row row = step.row[base + i];
+            row_need before = place[i];
+            int32_t rows = row.token_count * key.group;
+            if (rows <= NARROW_ROWS * NARROW_TILES_MAX) {
+                write_narrow(work, row, base + i, before, key);
+                continue;
+            }
+            /* the last tile sees most and goes first */
+            int32_t count = (rows + key.wide_rows - 1) / key.wide_rows;
+            for (int32_t j = threadIdx.x % WARP; j < count; j += WARP)
+                work.wide[before.wide + j] = {base + i, (count - 1 - j) * key.wide_rows,
+                                              PARTIAL_ALL, 0};
+        }
+        __syncthreads();
+    }
+    if (threadIdx.x == 0)
+        *work.plan = {total.wide, total.narrow};
+}
+
+bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
+{
+    struct attention_state *state = &device->attention;
+    const struct device_options *options = &device->options;
+    int32_t tiles = options->slot_max * NARROW_TILES_MAX;
+    int32_t partials = ceil_div(options->context_max, PARTIAL_TOKENS);
+    size_t slot_bytes = (size_t)shape->kv_head_count * NARROW_ROWS *
+                        ((size_t)shape->head_width + 2) * sizeof(float);
+    state->partial_tokens = PARTIAL_TOKENS;
+    state->slot_max = tiles * partials < SLOTS_MAX ? tiles * partials : SLOTS_MAX;
+    state->partial = (float *)cuda_alloc(device, (size_t)state->slot_max * slot_bytes);
+    state->arrived = (int32_t *)cuda_alloc(device, (size_t)tiles * (size_t)shape->kv_head_count *
+                                                       sizeof(int32_t));
+    state->ticket = (int32_t *)cuda_alloc(device, 3 * sizeof(int32_t));
+    bool good = state->partial != NULL && state->arrived != NULL && state->ticket != NULL;
+    for (int32_t i = 0; i < ATTENTION_KINDS; i++) {
+        struct attention_list *list = &state->list[i];
+        size_t wide = (size_t)options->token_max + (size_t)options->slot_max;
+        size_t narrow = (size_t)tiles * (size_t)(partials + 1);
+        list->plan = (struct attention_plan *)cuda_alloc(device, sizeof(struct attention_plan));
+        list->wide =
+            (struct attention_item *)cuda_alloc(device, wide * sizeof(struct attention_item));
+        list->narrow =
+            (struct attention_item *)cuda_alloc(device, narrow * sizeof(struct attention_item));
+        good = good && list->plan != NULL && list->wide != NULL && list->narrow != NULL;
+    }
+    return good;
+}
+
+/* The list made for this key in this step or capture, or the one to make it in. */
+static struct attention_list *find_list(struct attention_state *state, struct attention_key key,
+                                        bool *made)
+{
+    for (int32_t i = 0; i < state->list_count; i++) {
+        struct attention_list *list = &state->list[i];
+        if (list->group == key.group && list->window == key.window &&
+            list->wide_rows == key.wide_rows) {
+            *made = true;
+            return list;
+        }
+    }
+    *made = false;
+    if (state->list_count < ATTENTION_KINDS)
+        state->list_count++;
+    return &state->list[state->list_count - 1];
+}
+
+struct attention_work cuda_attention_work(struct device *device, struct attention_key key)
+{
+    struct attention_state *state = &device->attention;
+    struct attention_work work = {};
+    bool made = false;
+    struct attention_list *list = find_list(state, key, &made);
+    work.plan = list->plan;
+    work.wide = list->wide;
+    work.narrow = list->narrow;
+    work.partial = state->partial;
+    work.arrived = state->arrived;
+    work.ticket = state->ticket;
+    work.slot_max = state->slot_max;
+    work.partial_tokens = state->partial_tokens;
+    if (made)
+        return work;
+    list->group = key.group;
+    list->window = key.window;
+    list->wide_rows = key.wide_rows;
+    plan_kernel<<<1, THREADS, 0, device->stream>>>(work, key, device->step);
+    launch_check(device, __func__);
+    return work;
+}

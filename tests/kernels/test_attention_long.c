@@ -1,0 +1,229 @@
+/* Attention over contexts of several partials: the output of a position must have the same bits
+ * in a whole prompt, in chunks of any size, in decode and beside others; and be near the
+ * reference. What rope_store puts in the cache is the same in all of them. */
+#include "tests/kernels/harness.h"
+
+enum { LENGTH = 1300, SLOTS = 3, BLOCK_TOKENS = 16, SEQ_BLOCKS = (LENGTH + 15) / 16 };
+
+struct long_shape {
+    int32_t H, K, C, window;
+    float softcap;
+    bool sinks;
+};
+
+static const struct long_shape shape_case[] = {
+    {4, 2, 64, 0, 0, true},     {6, 6, 80, 0, 0, false},    {4, 2, 96, 700, 20.0f, false},
+    {8, 2, 128, 0, 0, false},   {7, 1, 128, 600, 0, true},  {2, 1, 192, 0, 0, false},
+    {4, 1, 256, 0, 0, false},   {4, 1, 256, 530, 0, false}, {40, 1, 64, 0, 0, false},
+    {2, 1, 48, 0, 5.0f, false},
+};
+enum { SHAPES = sizeof(shape_case) / sizeof(*shape_case) };
+
+/* A sequence's inputs, the same for every slot and way: row p is position p. */
+struct world {
+    const struct long_shape *shape;
+    struct device *device;
+    struct rope_store_args store;
+    struct attention_args attention;
+    struct activation qkv, out;
+    float *input, *sink;
+    int32_t width, q_width;
+    int32_t done[SLOTS];
+    struct step step;
+    struct step_row row[SLOTS];
+    struct step_change change[SLOTS * SEQ_BLOCKS];
+    int32_t token[LENGTH + 2];
+};
+
+static struct world *world_open(const struct long_shape *shape)
+{
+    struct world *w = calloc(1, sizeof(*w));
+    struct device_options options = small_options();
+    int32_t group[1] = {0};
+    struct kv_shape kv = {1, SLOTS * SEQ_BLOCKS, BLOCK_TOKENS, shape->K, shape->C, 1, group};
+    uint64_t seed = 3;
+
+    assert(w != NULL);
+    w->shape = shape;
+    w->width = (shape->H + 2 * shape->K) * shape->C;
+    w->q_width = shape->H * shape->C;
+    options.token_max = LENGTH + 2;
+    options.context_max = LENGTH;
+    w->device = open_device(&options);
+    EXPECT_INT(subject.ops->kv_open(w->device, &kv), ==, 0);
+    w->input = random_floats(&seed, (int64_t)LENGTH * w->width, 1.5f);
+    w->sink = random_floats(&seed, shape->H, 2.0f);
+    w->qkv = new_activation(w->device, LENGTH + 2, w->width);
+    w->out = new_activation(w->device, LENGTH + 2, w->q_width);
+    put_rounded(w->device, w->qkv, w->input, LENGTH, w->width);
+    w->store = (struct rope_store_args){
+        .head_count = shape->H,
+        .kv_head_count = shape->K,
+        .head_width = shape->C,
+        .rope = upload_floats(w->device, w->sink, 1),
+    };
+    w->attention = (struct attention_args){
+        .head_count = shape->H,
+        .kv_head_count = shape->K,
+        .head_width = shape->C,
+        .scale = 1.0f / sqrtf((float)shape->C),
+        .softcap = shape->softcap,
+        .window = shape->window,
+    };
+    if (shape->sinks)
+        w->attention.sinks = upload_floats(w->device, w->sink, shape->H);
+    w->step = (struct step){.row = w->row, .change = w->change, .token = w->token};
+    for (int32_t i = 0; i < SLOTS * SEQ_BLOCKS; i++)
+        w->change[w->step.change_count++] =
+            (struct step_change){i % SLOTS, 0, i / SLOTS, (i * 37) % (SLOTS * SEQ_BLOCKS)};
+    return w;
+}
+
+static void world_close(struct world *w)
+{
+    subject.ops->close(w->device);
+    free(w->input);
+    free(w->sink);
+    free(w);
+}
+
+static void add_row(struct world *w, int32_t slot, int32_t count)
+{
+    int32_t left = LENGTH - w->done[slot];
+
+    if (count > left)
+        count = left;
+    if (count == 0)
+        return;
+    w->row[w->step.row_count++] =
+        (struct step_row){slot, w->done[slot], w->step.token_count, count, false};
+    w->step.token_count += count;
+}
+
+/* Runs the rows; slot 0's outputs go to out[position]. */
+static void run_step(struct world *w, float *out)
+{
+    struct step_result result = {0};
+    int32_t T = w->step.token_count;
+
+    subject.ops->step_begin(w->device, &w->step);
+    for (int32_t r = 0; r < w->step.row_count; r++)
+        subject.ops->put(
+            w->device,
+            (struct activation){(float *)w->qkv.data + (int64_t)w->row[r].token_first * w->width,
+                                w->width},
+            w->input + (int64_t)w->row[r].position * w->width, w->row[r].token_count, w->width);
+    subject.ops->rope_store(w->device, w->qkv, &w->store, T);
+    subject.ops->attention(w->device, w->out, w->qkv, &w->attention, T);
+    for (int32_t r = 0; r < w->step.row_count; r++) {
+        struct step_row row = w->row[r];
+        w->done[row.slot] += row.token_count;
+        if (row.slot == 0)
+            subject.ops->get(
+                w->device, out + (int64_t)row.position * w->q_width,
+                (struct activation){(float *)w->out.data + (int64_t)row.token_first * w->q_width,
+                                    w->q_width},
+                row.token_count, w->q_width);
+    }
+    subject.ops->step_end(w->device, &result);
+    EXPECT_INT(subject.ops->sync(w->device), ==, 0);
+    w->step.row_count = w->step.token_count = w->step.change_count = 0;
+}
+
+static void check_reference(const struct world *w, const float *out, int32_t position)
+{
+    int32_t C = w->shape->C, wide = w->shape->K * C;
+    size_t count = (size_t)(position + 1) * (size_t)wide;
+    double *k = calloc(count, sizeof(*k)), *v = calloc(count, sizeof(*v)), q[256], expected[256];
+
+    for (size_t i = 0; i < count; i++) {
+        const float *row = w->input + (int64_t)(i / (size_t)wide) * w->width + w->q_width;
+        k[i] = reference_round((double)row[i % (size_t)wide], subject.cache);
+        v[i] = reference_round((double)row[wide + i % (size_t)wide], subject.cache);
+    }
+    for (int32_t h = 0; h < w->shape->H; h++) {
+        int64_t kv = (int64_t)(h / (w->shape->H / w->shape->K)) * C;
+        for (int32_t c = 0; c < C; c++)
+            q[c] = (double)w->input[(int64_t)position * w->width + (int64_t)h * C + c];
+        reference_attention(expected, q, k + kv, v + kv, wide, position, &w->attention,
+                            w->shape->sinks ? &w->sink[h] : NULL);
+        EXPECT(close_to("attention", expected,
+                        out + (int64_t)position * w->q_width + (int64_t)h * C, C, subject.loose));
+    }
+    free(k);
+    free(v);
+}
+
+/* Ways to cut: 0 whole; 1 and 2 chunks; 3 a prompt and then token by token; 4 beside others. */
+enum { WAYS = 5 };
+
+static int32_t next_count(int32_t way, int32_t done, uint64_t *seed)
+{
+    switch (way) {
+    case 0:
+        return LENGTH;
+    case 1:
+        return 100;
+    case 2:
+        return 1 + random_below(seed, 300);
+    case 3:
+        return done == 0 ? LENGTH - 60 : 1;
+    default:
+        return random_below(seed, 2) == 0 ? 1 + random_below(seed, 5) : 90;
+    }
+}
+
+static void run_way(const struct long_shape *shape, int32_t way, float *out, bool checked)
+{
+    struct world *w = world_open(shape);
+    uint64_t seed = 9;
+
+    while (w->done[0] < LENGTH) {
+        if (way == 4)
+            add_row(w, 1, 1 + random_below(&seed, 200));
+        add_row(w, 0, next_count(way, w->done[0], &seed));
+        if (way == 4)
+            add_row(w, 2, 1 + random_below(&seed, 9));
+        run_step(w, out);
+    }
+    if (checked) {
+        static const int32_t position_case[] = {0, 63, 511, 512, 1024, LENGTH - 1};
+        for (size_t i = 0; i < sizeof(position_case) / sizeof(*position_case); i++)
+            check_reference(w, out, position_case[i]);
+    }
+    world_close(w);
+}
+
+static void a_position_has_the_same_bits_in_prompts_chunks_and_decode(void)
+{
+    for (int s = 0; s < SHAPES; s++) {
+        const struct long_shape *shape = &shape_case[s];
+        size_t count = (size_t)LENGTH * (size_t)(shape->H * shape->C);
+        float *whole = calloc(count, sizeof(float)), *other = calloc(count, sizeof(float));
+
+        run_way(shape, 0, whole, true);
+        for (int32_t way = 1; way < WAYS; way++) {
+            size_t same = 0;
+            run_way(shape, way, other, false);
+            while (same < count && memcmp(whole + same, other + same, sizeof(float)) == 0)
+                same++;
+            if (same < count)
+                printf("%s: H %d K %d C %d, way %d, position %zu: %.9g, not %.9g\n", subject.name,
+                       shape->H, shape->K, shape->C, way, same / (size_t)(shape->H * shape->C),
+                       (double)other[same], (double)whole[same]);
+            EXPECT(same == count);
+        }
+        free(whole);
+        free(other);
+    }
+}
+
+static void tests(void)
+{
+    TEST(a_position_has_the_same_bits_in_prompts_chunks_and_decode);
+}
+
+int main(int argc, char **argv)
+{
+    return run_subjects(argc, argv, tests);
+}
