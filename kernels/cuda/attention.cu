@@ -59,17 +59,19 @@ __device__ static void narrow_work(tensor_shared<C> &shared, const struct attent
     int32_t group = threadIdx.x / NARROW_THREADS, heads = call.args.kv_head_count;
     int32_t item_count = call.work.plan->narrow_count * heads;
     narrow_shared<C, STAGES> &own = shared.narrow[group];
-    for (;;) {
-        if (threadIdx.x % NARROW_THREADS == 0)
-            own.next = atomicAdd(&call.work.ticket[1], 1);
-        group_sync(group);
-        int32_t i = own.next;
-        group_sync(group);
-        if (i >= item_count)
-            break;
+    bool leads = threadIdx.x % NARROW_THREADS == 0;
+    int32_t places = gridDim.x * narrow_shape<C>::GROUPS;
+    int32_t i = group * gridDim.x + blockIdx.x;
+    while (i < item_count) {
         struct attention_item item = call.work.narrow[i / heads];
+        int32_t next = leads ? places + atomicAdd(&call.work.ticket[1], 1) : 0;
         if (item.partial != PARTIAL_NONE)
             narrow_item<C, STAGES>(own, call, item, i % heads);
+        if (leads)
+            own.next = next;
+        group_sync(group);
+        i = own.next;
+        group_sync(group);
     }
 }
 
@@ -77,7 +79,7 @@ template <int C>
 __global__ void __launch_bounds__(CORE_THREADS, 1)
     tensor_kernel(const __grid_constant__ struct attention_call call)
 {
-    extern __shared__ __align__(128) uint8_t memory[];
+    extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ int32_t next;
     tensor_shared<C> &shared = *reinterpret_cast<tensor_shared<C> *>(memory);
     if (threadIdx.x < wide_shape<C>::THREADS)

@@ -31,11 +31,16 @@ static_assert(PARTIAL_TOKENS % KV_TILE == 0, "a tile belongs to one partial");
 /* Which partials of a tile an item goes through; else the number of one. */
 enum { PARTIAL_ALL = -1, PARTIAL_NONE = -2 };
 
-struct attention_item {
-    int32_t row;     /* of the step */
-    int32_t first;   /* row of the tile's first query row */
+/* Whole in itself: what an item needs is one load away. */
+struct alignas(16) attention_item {
+    int32_t sequence;    /* slot of the sequence */
+    int32_t position;    /* of the row of the step */
+    int32_t token_first; /* likewise */
+    int32_t token_count;
+    int32_t first;   /* the tile's first query row, of the row's token_count * G */
     int32_t partial; /* or PARTIAL_ALL, PARTIAL_NONE */
     int32_t slot;    /* where partial 0's result would go; used where partial >= 0 */
+    int32_t arrival; /* of the tile's partials, likewise */
 };
 
 /* On the device. Wide items stand first. */
@@ -141,16 +146,21 @@ __device__ static inline float quad_sum(float value)
 }
 
 /* Where chunk `chunk` (16 bytes) of row `row` lies in a tile of C columns: free of bank conflicts
- * when eight rows of one chunk are read. */
+ * when eight rows of one chunk are read. Swizzled, it is what wgmma reads: pieces of 64 columns,
+ * [C / 64][KV_TILE][64], chunks of a row exchanged by its number's low bits. */
 template <int C> struct tile_layout {
     static constexpr bool SWIZZLED = C % 64 == 0;
     static constexpr int32_t CHUNKS = C / 8;
-    static constexpr int32_t ROW_BYTES = C * 2 + (SWIZZLED ? 0 : 16);
-    static constexpr int32_t BYTES = KV_TILE * ROW_BYTES;
+    static constexpr int32_t ROW_BYTES = SWIZZLED ? 128 : C * 2 + 16;
+    static constexpr int32_t PIECE_BYTES = KV_TILE * 128;
+    static constexpr int32_t BYTES = SWIZZLED ? C / 64 * PIECE_BYTES : KV_TILE * ROW_BYTES;
     static_assert(C % 16 == 0, "whole steps of the matrix unit, and an odd number of chunks");
     __device__ static inline uint32_t at(int32_t row, int32_t chunk)
     {
-        return (uint32_t)(row * ROW_BYTES + ((SWIZZLED ? chunk ^ (row & 7) : chunk) << 4));
+        if (SWIZZLED)
+            return (uint32_t)(chunk / 8 * PIECE_BYTES + row * ROW_BYTES +
+                              (((chunk ^ row) & 7) << 4));
+        return (uint32_t)(row * ROW_BYTES + (chunk << 4));
     }
 };
 

@@ -23,7 +23,7 @@ struct attention_call {
 
 /* One tile of query rows on one kv head, and the positions that it goes through. */
 struct attention_tile {
-    struct step_row row;
+    struct attention_item item;
     int32_t first, count; /* query rows */
     int32_t kv_head;
     int32_t low, high;  /* first and last position that a row sees */
@@ -35,13 +35,13 @@ __device__ static inline struct attention_tile tile_of(const struct attention_ca
                                                        int32_t rows)
 {
     struct attention_tile tile;
-    tile.row = call.step.row[item.row];
+    tile.item = item;
     tile.first = item.first;
-    tile.count = min(rows, tile.row.token_count * call.group - item.first);
+    tile.count = min(rows, tile.item.token_count * call.group - item.first);
     tile.kv_head = kv_head;
-    int32_t start = tile.row.position + tile.first / call.group;
+    int32_t start = tile.item.position + tile.first / call.group;
     tile.low = call.args.window > 0 ? max(start - call.args.window + 1, 0) : 0;
-    tile.high = tile.row.position + (tile.first + tile.count - 1) / call.group;
+    tile.high = tile.item.position + (tile.first + tile.count - 1) / call.group;
     tile.begin = tile.low;
     tile.end = tile.high + 1;
     if (item.partial >= 0) {
@@ -68,9 +68,9 @@ __device__ static inline struct query_row row_of(const struct attention_call &ca
     int32_t token = (tile.first + r) / call.group;
     row.head = tile.kv_head * call.group + (tile.first + r) % call.group;
     int64_t column = (int64_t)row.head * call.args.head_width;
-    row.query = call.query + (tile.row.token_first + token) * call.stride + column;
-    row.out = call.out + (tile.row.token_first + token) * call.out_stride + column;
-    row.high = tile.row.position + token;
+    row.query = call.query + (tile.item.token_first + token) * call.stride + column;
+    row.out = call.out + (tile.item.token_first + token) * call.out_stride + column;
+    row.high = tile.item.position + token;
     row.low = call.args.window > 0 ? max(row.high - call.args.window + 1, 0) : 0;
     return row;
 }
@@ -94,7 +94,7 @@ __device__ static inline int64_t key_offset(const struct attention_call &call,
 {
     if (position < tile.begin || position >= tile.end)
         return -1;
-    return kv_offset(call.layer, tile.row.slot, position) +
+    return kv_offset(call.layer, tile.item.sequence, position) +
            (int64_t)tile.kv_head * call.args.head_width;
 }
 

@@ -14,7 +14,7 @@ enum { NARROW_WARPS = 4, NARROW_THREADS = NARROW_WARPS * WARP };
 
 /* Shared memory of one item's warps. */
 template <int C, int STAGES> struct narrow_shared {
-    alignas(128) uint8_t stage[STAGES][2 * tile_layout<C>::BYTES];
+    alignas(1024) uint8_t stage[STAGES][2 * tile_layout<C>::BYTES];
     uint4 weight[KV_TILE / 16][WARP]; /* A operands of P */
     int64_t offset[STAGES][KV_TILE];
     float maximum[NARROW_WARPS][NARROW_ROWS];
@@ -226,12 +226,13 @@ __device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<
             load_tile<C, NARROW_THREADS>(stages + ahead % STAGES * STAGE_BYTES,
                                          shared.offset[ahead % STAGES], call.layer);
         copy_commit();
-        if (thread < KV_TILE)
-            shared.offset[i % STAGES][thread] =
-                key_offset(call, tile, position + STAGES * KV_TILE + thread);
+        int64_t offset =
+            thread < KV_TILE ? key_offset(call, tile, position + STAGES * KV_TILE + thread) : 0;
         if (i > 0 && position % call.work.partial_tokens == 0)
             narrow_close<C, STAGES>(state, shared);
         narrow_tile<C, STAGES>(state, shared, call, query, row, position, i % STAGES);
+        if (thread < KV_TILE) /* by now it has come */
+            shared.offset[i % STAGES][thread] = offset;
     }
     copy_wait<0>();
 }
@@ -364,8 +365,7 @@ __device__ static inline void narrow_item(narrow_shared<C, STAGES> &shared,
     int64_t head_stride = NARROW_ROWS * (C + 2), slot_stride = K * head_stride;
     float *head = call.work.partial + kv_head * head_stride;
     narrow_put<C, STAGES>(state, shared, head + (item.slot + item.partial) * slot_stride, row);
-    int32_t *arrived =
-        call.work.arrived + (item.row * NARROW_TILES_MAX + item.first / NARROW_ROWS) * K + kv_head;
+    int32_t *arrived = call.work.arrived + item.arrival * K + kv_head;
     if (narrow_arrive<C, STAGES>(shared, arrived, count))
         narrow_merge<C>(call, tile, head + (item.slot + first) * slot_stride, slot_stride, count);
 }

@@ -77,8 +77,14 @@ __device__ static void write_narrow(struct attention_work work, struct step_row 
         int32_t count = partials.y - partials.x;
         bool split = count > 1 && before.slots + count <= work.slot_max;
         for (int32_t i = lane; i < count; i += WARP) {
-            struct attention_item item = {r, tile * NARROW_ROWS, partials.x + i,
-                                          before.slots - partials.x};
+            struct attention_item item = {row.slot,
+                                          row.position,
+                                          row.token_first,
+                                          row.token_count,
+                                          tile * NARROW_ROWS,
+                                          partials.x + i,
+                                          before.slots - partials.x,
+                                          r * NARROW_TILES_MAX + tile};
             if (!split)
                 item.partial = i == 0 ? PARTIAL_ALL : PARTIAL_NONE;
             work.narrow[before.narrow + i] = item;
@@ -115,8 +121,14 @@ __global__ void plan_kernel(struct attention_work work, struct attention_key key
             /* the last tile sees most and goes first */
             int32_t count = (rows + key.wide_rows - 1) / key.wide_rows;
             for (int32_t j = threadIdx.x % WARP; j < count; j += WARP)
-                work.wide[before.wide + j] = {base + i, (count - 1 - j) * key.wide_rows,
-                                              PARTIAL_ALL, 0};
+                work.wide[before.wide + j] = {row.slot,
+                                              row.position,
+                                              row.token_first,
+                                              row.token_count,
+                                              (count - 1 - j) * key.wide_rows,
+                                              PARTIAL_ALL,
+                                              0,
+                                              0};
         }
         __syncthreads();
     }

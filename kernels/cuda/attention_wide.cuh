@@ -8,6 +8,7 @@
 #define KERNELS_CUDA_ATTENTION_WIDE_CUH
 
 #include "kernels/cuda/attention_body.cuh"
+#include "kernels/cuda/wgmma.cuh"
 
 enum { WIDE_STAGES = 2, SUM_PARTS = KV_TILE / 16, SCORE_TILES = KV_TILE / 8 };
 
@@ -15,11 +16,13 @@ template <int C> struct wide_shape {
     static constexpr int32_t WARPS = C <= 192 ? 8 : 4;
     static constexpr int32_t THREADS = WARPS * WARP;
     static constexpr int32_t ROWS = WARPS * 16;
-    static constexpr bool QUERY_SHARED = C > 192; /* else in registers */
+    static constexpr bool QUERY_SHARED = C > 192;                 /* else in registers */
+    static constexpr bool GROUPED = C % 64 == 0 && !QUERY_SHARED; /* wgmma: four warps at once */
+    static constexpr int32_t VIEW_ROWS = GROUPED ? 64 : 16;       /* that skip tiles together */
 };
 
 template <int C> struct wide_shared {
-    alignas(128) uint8_t stage[WIDE_STAGES][2 * tile_layout<C>::BYTES];
+    alignas(1024) uint8_t stage[WIDE_STAGES][2 * tile_layout<C>::BYTES];
     float total[C / 2][wide_shape<C>::THREADS]; /* of the partials before; a place a thread */
     uint4 query[wide_shape<C>::QUERY_SHARED ? C / 16 : 1][wide_shape<C>::THREADS];
     int64_t offset[WIDE_STAGES][KV_TILE];
@@ -69,6 +72,20 @@ __device__ static inline void wide_scores(float (&score)[SCORE_TILES][4],
     }
 }
 
+/* The same by wgmma, which gives the bits of mma.sync. */
+template <int C>
+__device__ static inline void grouped_scores(float (&score)[SCORE_TILES][4],
+                                             const uint32_t (&query)[C / 16][4], uint32_t keys)
+{
+    wgmma_fence();
+#pragma unroll
+    for (int32_t k = 0; k < C / 16; k++) {
+        uint32_t piece = keys + k / 4 * tile_layout<C>::PIECE_BYTES + k % 4 * 32;
+        wgmma_64<false>(score, query[k], wgmma_operand(piece, 16), k > 0);
+    }
+    wgmma_wait();
+}
+
 /* Cap and mask of rows g and g + 8; `position` is the thread's first. */
 __device__ static inline void wide_mask(float (&score)[SCORE_TILES][4],
                                         const struct attention_args &args,
@@ -110,19 +127,39 @@ __device__ static inline void wide_softmax(wide_state<C> &state, float (&score)[
     }
 }
 
+template <int C> __device__ static inline void wide_shrink(wide_state<C> &state)
+{
+    bool grown = state.row[0].factor != 1.0f || state.row[1].factor != 1.0f;
+    if (!__any_sync(0xffffffffu, grown)) /* times 1 changes nothing */
+        return;
+#pragma unroll
+    for (int32_t n = 0; n < C / 8; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.value[n][i] = __fmul_rn(state.value[n][i], state.row[i / 2].factor);
+}
+
+template <int C>
+__device__ static inline void
+grouped_values(wide_state<C> &state, const uint32_t (&weight)[SUM_PARTS][4], uint32_t values)
+{
+    wgmma_fence();
+#pragma unroll
+    for (int32_t k = 0; k < KV_TILE / 16; k++)
+#pragma unroll
+        for (int32_t n = 0; n < C / 64; n++) {
+            uint32_t piece = values + n * tile_layout<C>::PIECE_BYTES + k * 16 * 128;
+            wgmma_64<true>(state.value + n * 8, weight[k],
+                           wgmma_operand(piece, tile_layout<C>::PIECE_BYTES), 1);
+        }
+    wgmma_wait();
+}
+
 template <int C>
 __device__ static inline void wide_values(wide_state<C> &state,
                                           const uint32_t (&weight)[SUM_PARTS][4], uint32_t values)
 {
     int32_t lane = threadIdx.x % WARP;
-    bool grown = state.row[0].factor != 1.0f || state.row[1].factor != 1.0f;
-    if (__any_sync(0xffffffffu, grown)) { /* times 1 changes nothing */
-#pragma unroll
-        for (int32_t n = 0; n < C / 8; n++)
-#pragma unroll
-            for (int32_t i = 0; i < 4; i++)
-                state.value[n][i] = __fmul_rn(state.value[n][i], state.row[i / 2].factor);
-    }
 #pragma unroll
     for (int32_t k = 0; k < KV_TILE / 16; k++)
 #pragma unroll
@@ -217,16 +254,18 @@ struct warp_view {
     int32_t all_low, all_high; /* seen by every row */
 };
 
+template <int C>
 __device__ static inline struct warp_view view_of(const struct attention_call &call,
                                                   const struct attention_tile &tile)
 {
-    int32_t first = threadIdx.x / WARP * 16, last = min(first + 15, tile.count - 1);
+    constexpr int32_t ROWS = wide_shape<C>::VIEW_ROWS;
+    int32_t first = threadIdx.x / (2 * ROWS) * ROWS, last = min(first + ROWS - 1, tile.count - 1);
     struct warp_view view = {0, -1, 0, -1};
     if (first >= tile.count)
         return view;
     struct query_row top = row_of(call, tile, first), bottom = row_of(call, tile, last);
     view = {top.low, bottom.high, bottom.low, top.high};
-    if (last < first + 15) /* rows past the count see nothing */
+    if (last < first + ROWS - 1) /* rows past the count see nothing */
         view.all_high = -1;
     return view;
 }
@@ -241,12 +280,19 @@ wide_tile(wide_state<C> &state, const wide_shared<C> &shared, const struct atten
     uint32_t keys = (uint32_t)__cvta_generic_to_shared(shared.stage[stage]);
     float score[SCORE_TILES][4] = {};
     uint32_t weight[SUM_PARTS][4];
-    wide_scores<C>(score, query, shared, keys);
+    if (wide_shape<C>::GROUPED)
+        grouped_scores<C>(score, query, keys);
+    else
+        wide_scores<C>(score, query, shared, keys);
     if (position < view.all_low || position + KV_TILE - 1 > view.all_high ||
         call.args.softcap > 0.0f)
         wide_mask(score, call.args, row, position + threadIdx.x % 4 * 2);
     wide_softmax<C>(state, score, weight, call.scale);
-    wide_values<C>(state, weight, keys + tile_layout<C>::BYTES);
+    wide_shrink<C>(state);
+    if (wide_shape<C>::GROUPED)
+        grouped_values<C>(state, weight, keys + tile_layout<C>::BYTES);
+    else
+        wide_values<C>(state, weight, keys + tile_layout<C>::BYTES);
 }
 
 template <int C>
@@ -259,7 +305,7 @@ wide_walk(wide_state<C> &state, wide_shared<C> &shared, const struct attention_c
     int32_t thread = threadIdx.x;
     int32_t first = tile.begin / KV_TILE, count = (tile.end - 1) / KV_TILE + 1 - first;
     uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared.stage[0]);
-    struct warp_view view = view_of(call, tile);
+    struct warp_view view = view_of<C>(call, tile);
 
     if (thread < WIDE_STAGES * KV_TILE)
         shared.offset[thread / KV_TILE][thread % KV_TILE] =
@@ -278,6 +324,8 @@ wide_walk(wide_state<C> &state, wide_shared<C> &shared, const struct attention_c
     for (int32_t i = 0; i < count; i++) {
         int32_t position = (first + i) * KV_TILE;
         copy_wait<0>();
+        if (wide_shape<C>::GROUPED)
+            wgmma_show();
         wide_sync<THREADS>();
         if (i + 1 < count)
             load_tile<C, THREADS>(stages + (i + 1) % WIDE_STAGES * STAGE_BYTES,

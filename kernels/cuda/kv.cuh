@@ -22,8 +22,9 @@ __device__ static inline int64_t kv_offset(const struct kv_layer &layer, int32_t
                                            int32_t position)
 {
     const int32_t *table = layer.table + slot * layer.table_stride;
-    int64_t block = table[position / layer.block_tokens];
-    return block * layer.block_stride + position % layer.block_tokens * layer.row_stride;
+    int32_t shift = __ffs(layer.block_tokens) - 1; /* a power of two */
+    int64_t block = table[position >> shift];
+    return block * layer.block_stride + (position & (layer.block_tokens - 1)) * layer.row_stride;
 }
 
 #endif
