@@ -51,34 +51,11 @@ __device__ static void wide_work(tensor_shared<C> &shared, const struct attentio
     }
 }
 
-/* Takes narrow items until there are none. */
-template <int C>
-__device__ static void narrow_work(tensor_shared<C> &shared, const struct attention_call &call)
-{
-    constexpr int32_t STAGES = narrow_shape<C>::STAGES;
-    int32_t group = threadIdx.x / NARROW_THREADS, heads = call.args.kv_head_count;
-    int32_t item_count = call.work.plan->narrow_count * heads;
-    narrow_shared<C, STAGES> &own = shared.narrow[group];
-    bool leads = threadIdx.x % NARROW_THREADS == 0;
-    int32_t places = gridDim.x * narrow_shape<C>::GROUPS;
-    int32_t i = group * gridDim.x + blockIdx.x;
-    while (i < item_count) {
-        struct attention_item item = call.work.narrow[i / heads];
-        int32_t next = leads ? places + atomicAdd(&call.work.ticket[1], 1) : 0;
-        if (item.partial != PARTIAL_NONE)
-            narrow_item<C, STAGES>(own, call, item, i % heads);
-        if (leads)
-            own.next = next;
-        group_sync(group);
-        i = own.next;
-        group_sync(group);
-    }
-}
-
 template <int C>
 __global__ void __launch_bounds__(CORE_THREADS, 1)
     tensor_kernel(const __grid_constant__ struct attention_call call)
 {
+    int32_t group = threadIdx.x / NARROW_THREADS;
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ int32_t next;
     tensor_shared<C> &shared = *reinterpret_cast<tensor_shared<C> *>(memory);
@@ -86,7 +63,9 @@ __global__ void __launch_bounds__(CORE_THREADS, 1)
         wide_work<C>(shared, call, &next);
     __syncthreads();
     if (threadIdx.x < narrow_shape<C>::GROUPS * NARROW_THREADS)
-        narrow_work<C>(shared, call);
+        narrow_items<C, narrow_shape<C>::STAGES>(shared.narrow[group], call,
+                                                 group * gridDim.x + blockIdx.x,
+                                                 narrow_shape<C>::GROUPS * gridDim.x);
     __syncthreads();
     if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
         call.work.ticket[0] = 0; /* for the next launch */

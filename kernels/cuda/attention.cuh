@@ -28,8 +28,7 @@ enum {
 
 static_assert(PARTIAL_TOKENS % KV_TILE == 0, "a tile belongs to one partial");
 
-/* Which partials of a tile an item goes through; else the number of one. */
-enum { PARTIAL_ALL = -1, PARTIAL_NONE = -2 };
+enum { PARTIAL_ALL = -1 }; /* an item goes through all partials of its tile, not one */
 
 /* Whole in itself: what an item needs is one load away. */
 struct alignas(16) attention_item {
@@ -38,7 +37,7 @@ struct alignas(16) attention_item {
     int32_t token_first; /* likewise */
     int32_t token_count;
     int32_t first;   /* the tile's first query row, of the row's token_count * G */
-    int32_t partial; /* or PARTIAL_ALL, PARTIAL_NONE */
+    int32_t partial; /* or PARTIAL_ALL */
     int32_t slot;    /* where partial 0's result would go; used where partial >= 0 */
     int32_t arrival; /* of the tile's partials, likewise */
 };

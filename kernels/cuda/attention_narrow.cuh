@@ -193,7 +193,29 @@ __device__ static inline void narrow_close(narrow_state<C> &state, narrow_shared
     narrow_clear<C>(state);
 }
 
-/* Goes through tile.begin .. tile.end; the last partial is left open. */
+/* Starts the copies of an item's first tiles. */
+template <int C, int STAGES>
+__device__ static inline void narrow_begin(narrow_shared<C, STAGES> &shared,
+                                           const struct attention_call &call,
+                                           const struct attention_tile &tile)
+{
+    int32_t thread = threadIdx.x % NARROW_THREADS, group = threadIdx.x / NARROW_THREADS;
+    int32_t first = tile.begin / KV_TILE, count = (tile.end - 1) / KV_TILE + 1 - first;
+    uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared.stage[0]);
+
+    for (int32_t i = thread; i < STAGES * KV_TILE; i += NARROW_THREADS)
+        shared.offset[i / KV_TILE][i % KV_TILE] = key_offset(call, tile, first * KV_TILE + i);
+    group_sync(group);
+    for (int32_t i = 0; i < STAGES - 1; i++) {
+        if (i < count)
+            load_tile<C, NARROW_THREADS>(stages + i * 2 * tile_layout<C>::BYTES, shared.offset[i],
+                                         call.layer);
+        copy_commit();
+    }
+}
+
+/* Goes through tile.begin .. tile.end, whose first tiles are on their way; the last partial is
+ * left open. */
 template <int C, int STAGES>
 __device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<C, STAGES> &shared,
                                           const struct attention_call &call,
@@ -204,37 +226,28 @@ __device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<
     int32_t first = tile.begin / KV_TILE, count = (tile.end - 1) / KV_TILE + 1 - first;
     uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared.stage[0]);
     constexpr uint32_t STAGE_BYTES = 2 * tile_layout<C>::BYTES;
-
-    for (int32_t i = thread; i < STAGES * KV_TILE; i += NARROW_THREADS)
-        shared.offset[i / KV_TILE][i % KV_TILE] = key_offset(call, tile, first * KV_TILE + i);
-    group_sync(group);
-    for (int32_t i = 0; i < STAGES - 1; i++) {
-        if (i < count)
-            load_tile<C, NARROW_THREADS>(stages + i * STAGE_BYTES, shared.offset[i], call.layer);
-        copy_commit();
-    }
     uint32_t query[C / 16][4];
 #pragma unroll
     for (int32_t k = 0; k < C / 16; k++)
         query_step(query[k], row, k);
 
     for (int32_t i = 0; i < count; i++) {
-        int32_t position = (first + i) * KV_TILE, ahead = i + STAGES - 1;
+        int32_t position = (first + i) * KV_TILE, stage = i % STAGES;
+        int32_t coming = (i + STAGES - 1) % STAGES;
         copy_wait<STAGES - 2>();
         group_sync(group);
-        if (ahead < count)
-            load_tile<C, NARROW_THREADS>(stages + ahead % STAGES * STAGE_BYTES,
-                                         shared.offset[ahead % STAGES], call.layer);
+        if (i + STAGES - 1 < count)
+            load_tile<C, NARROW_THREADS>(stages + coming * STAGE_BYTES, shared.offset[coming],
+                                         call.layer);
         copy_commit();
         int64_t offset =
             thread < KV_TILE ? key_offset(call, tile, position + STAGES * KV_TILE + thread) : 0;
         if (i > 0 && position % call.work.partial_tokens == 0)
             narrow_close<C, STAGES>(state, shared);
-        narrow_tile<C, STAGES>(state, shared, call, query, row, position, i % STAGES);
+        narrow_tile<C, STAGES>(state, shared, call, query, row, position, stage);
         if (thread < KV_TILE) /* by now it has come */
-            shared.offset[i % STAGES][thread] = offset;
+            shared.offset[stage][thread] = offset;
     }
-    copy_wait<0>();
 }
 
 /* All partials in one item: the output. */
@@ -325,9 +338,9 @@ __device__ static inline bool narrow_arrive(narrow_shared<C, STAGES> &shared, in
                                             int32_t count)
 {
     int32_t group = threadIdx.x / NARROW_THREADS;
-    __threadfence();
     group_sync(group);
     if (threadIdx.x % NARROW_THREADS == 0) {
+        __threadfence(); /* for all that the barrier has seen */
         shared.last = atomicAdd(arrived, 1) == count - 1;
         if (shared.last)
             *arrived = 0; /* for the next launch */
@@ -337,15 +350,8 @@ __device__ static inline bool narrow_arrive(narrow_shared<C, STAGES> &shared, in
     return shared.last;
 }
 
-template <int C, int STAGES>
-__device__ static inline void narrow_item(narrow_shared<C, STAGES> &shared,
-                                          const struct attention_call &call,
-                                          struct attention_item item, int32_t kv_head)
+template <int C> __device__ static inline void narrow_start(narrow_state<C> &state)
 {
-    int32_t lane = threadIdx.x % WARP;
-    struct attention_tile tile = tile_of(call, item, kv_head, NARROW_ROWS);
-    struct query_row row[2] = {row_of(call, tile, lane / 4), row_of(call, tile, lane / 4 + 8)};
-    narrow_state<C> state;
     narrow_clear<C>(state);
     for (int32_t i = 0; i < 2; i++)
         state.before[i] = {-CUDART_INF_F, 0.0f};
@@ -353,8 +359,16 @@ __device__ static inline void narrow_item(narrow_shared<C, STAGES> &shared,
     for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++)
         for (int32_t i = 0; i < 4; i++)
             state.total[n][i] = 0.0f;
+}
 
-    narrow_walk<C, STAGES>(state, shared, call, tile, row);
+/* What an item gave goes out, or to its slot. */
+template <int C, int STAGES>
+__device__ static inline void narrow_end(narrow_state<C> &state, narrow_shared<C, STAGES> &shared,
+                                         const struct attention_call &call,
+                                         const struct attention_tile &tile,
+                                         const struct query_row (&row)[2])
+{
+    const struct attention_item &item = tile.item;
     if (item.partial < 0) {
         narrow_finish<C, STAGES>(state, shared, call, row);
         return;
@@ -363,11 +377,51 @@ __device__ static inline void narrow_item(narrow_shared<C, STAGES> &shared,
     int32_t first = tile.low / call.work.partial_tokens;
     int32_t count = tile.high / call.work.partial_tokens + 1 - first;
     int64_t head_stride = NARROW_ROWS * (C + 2), slot_stride = K * head_stride;
-    float *head = call.work.partial + kv_head * head_stride;
+    float *head = call.work.partial + tile.kv_head * head_stride;
     narrow_put<C, STAGES>(state, shared, head + (item.slot + item.partial) * slot_stride, row);
-    int32_t *arrived = call.work.arrived + item.arrival * K + kv_head;
+    int32_t *arrived = call.work.arrived + item.arrival * K + tile.kv_head;
     if (narrow_arrive<C, STAGES>(shared, arrived, count))
         narrow_merge<C>(call, tile, head + (item.slot + first) * slot_stride, slot_stride, count);
+}
+
+/* Works on items until there are none. The next one's copies start before this one's result goes
+ * out; which it is is known one item earlier still. */
+template <int C, int STAGES>
+__device__ static inline void narrow_items(narrow_shared<C, STAGES> &shared,
+                                           const struct attention_call &call, int32_t index,
+                                           int32_t places)
+{
+    int32_t group = threadIdx.x / NARROW_THREADS, lane = threadIdx.x % WARP;
+    int32_t heads = call.args.kv_head_count, count = call.work.plan->narrow_count * heads;
+    bool leads = threadIdx.x % NARROW_THREADS == 0;
+    if (index >= count)
+        return;
+    if (leads)
+        shared.next = places + atomicAdd(&call.work.ticket[1], 1);
+    struct attention_tile tile =
+        tile_of(call, call.work.narrow[index / heads], index % heads, NARROW_ROWS);
+    narrow_begin<C, STAGES>(shared, call, tile);
+    for (;;) {
+        index = shared.next;
+        struct attention_item following = call.work.narrow[min(index, count - 1) / heads];
+        int32_t ticket = leads ? atomicAdd(&call.work.ticket[1], 1) : 0;
+        struct query_row row[2] = {row_of(call, tile, lane / 4), row_of(call, tile, lane / 4 + 8)};
+        struct attention_tile next = tile_of(call, following, index % heads, NARROW_ROWS);
+        narrow_state<C> state;
+        narrow_start<C>(state);
+        narrow_walk<C, STAGES>(state, shared, call, tile, row);
+        copy_wait<0>();
+        group_sync(group); /* the stages are free */
+        if (leads)
+            shared.next = places + ticket;
+        if (index < count)
+            narrow_begin<C, STAGES>(shared, call, next);
+        narrow_end<C, STAGES>(state, shared, call, tile, row);
+        if (index >= count)
+            return;
+        tile = next;
+        group_sync(group);
+    }
 }
 
 #endif

@@ -13,7 +13,7 @@ enum { THREADS = 256, SLOTS_MAX = 1024 };
 /* What one row of the step needs. */
 struct row_need {
     int32_t wide, narrow; /* items */
-    int32_t slots;
+    int32_t slots;        /* of partial results, were all of it split */
 };
 
 /* Partials that a narrow tile goes through. */
@@ -37,10 +37,30 @@ __device__ static row_need need_of(struct step_row row, struct attention_key key
     }
     for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
         int2 partials = tile_partials(row, tile, rows, key, partial_tokens);
-        need.narrow += partials.y - partials.x;
         need.slots += partials.y - partials.x;
     }
     return need;
+}
+
+__device__ static bool is_split(int32_t slot, int2 partials, int32_t slot_max)
+{
+    int32_t count = partials.y - partials.x;
+    return count > 1 && slot + count <= slot_max;
+}
+
+/* Items of a row whose slots begin at `slot`. */
+__device__ static int32_t narrow_count(struct step_row row, struct attention_key key,
+                                       struct attention_work work, int32_t slot)
+{
+    int32_t rows = row.token_count * key.group, count = 0;
+    if (rows > NARROW_ROWS * NARROW_TILES_MAX)
+        return 0;
+    for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
+        int2 partials = tile_partials(row, tile, rows, key, work.partial_tokens);
+        count += is_split(slot, partials, work.slot_max) ? partials.y - partials.x : 1;
+        slot += partials.y - partials.x;
+    }
+    return count;
 }
 
 /* Exclusive sums over the block; `total` grows by the block's. */
@@ -74,23 +94,19 @@ __device__ static void write_narrow(struct attention_work work, struct step_row 
     int32_t lane = threadIdx.x % WARP, rows = row.token_count * key.group;
     for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
         int2 partials = tile_partials(row, tile, rows, key, work.partial_tokens);
-        int32_t count = partials.y - partials.x;
-        bool split = count > 1 && before.slots + count <= work.slot_max;
-        for (int32_t i = lane; i < count; i += WARP) {
-            struct attention_item item = {row.slot,
-                                          row.position,
-                                          row.token_first,
-                                          row.token_count,
-                                          tile * NARROW_ROWS,
-                                          partials.x + i,
-                                          before.slots - partials.x,
-                                          r * NARROW_TILES_MAX + tile};
-            if (!split)
-                item.partial = i == 0 ? PARTIAL_ALL : PARTIAL_NONE;
-            work.narrow[before.narrow + i] = item;
-        }
+        bool split = is_split(before.slots, partials, work.slot_max);
+        int32_t count = split ? partials.y - partials.x : 1;
+        for (int32_t i = lane; i < count; i += WARP)
+            work.narrow[before.narrow + i] = {row.slot,
+                                              row.position,
+                                              row.token_first,
+                                              row.token_count,
+                                              tile * NARROW_ROWS,
+                                              split ? partials.x + i : PARTIAL_ALL,
+                                              before.slots - partials.x,
+                                              r * NARROW_TILES_MAX + tile};
         before.narrow += count;
-        before.slots += count;
+        before.slots += partials.y - partials.x;
     }
 }
 
@@ -99,7 +115,7 @@ __global__ void plan_kernel(struct attention_work work, struct attention_key key
 {
     __shared__ row_need buffer[THREADS];
     __shared__ row_need place[THREADS];
-    row_need total = {};
+    row_need all = {}, total = {}; /* slots are known first, items follow from them */
     int32_t row_count = step.counts->row_count;
 
     for (int32_t base = 0; base < row_count; base += THREADS) {
@@ -107,7 +123,11 @@ __global__ void plan_kernel(struct attention_work work, struct attention_key key
         row_need need = {};
         if (r < row_count)
             need = need_of(step.row[r], key, work.partial_tokens);
+        int32_t slots = scan(need, buffer, all).slots;
+        if (r < row_count)
+            need.narrow = narrow_count(step.row[r], key, work, slots);
         place[threadIdx.x] = scan(need, buffer, total);
+        place[threadIdx.x].slots = slots;
         __syncthreads();
         for (int32_t i = threadIdx.x / WARP; i < min(row_count - base, (int32_t)THREADS);
              i += THREADS / WARP) {

@@ -16,9 +16,9 @@ template <int C> struct wide_shape {
     static constexpr int32_t WARPS = C <= 192 ? 8 : 4;
     static constexpr int32_t THREADS = WARPS * WARP;
     static constexpr int32_t ROWS = WARPS * 16;
-    static constexpr bool QUERY_SHARED = C > 192;                 /* else in registers */
-    static constexpr bool GROUPED = C % 64 == 0 && !QUERY_SHARED; /* wgmma: four warps at once */
-    static constexpr int32_t VIEW_ROWS = GROUPED ? 64 : 16;       /* that skip tiles together */
+    static constexpr bool QUERY_SHARED = C > 192;           /* else in registers */
+    static constexpr bool GROUPED = C >= 128 && C <= 192;   /* wgmma: four warps at once */
+    static constexpr int32_t VIEW_ROWS = GROUPED ? 64 : 16; /* that skip tiles together */
 };
 
 template <int C> struct wide_shared {
@@ -75,8 +75,10 @@ __device__ static inline void wide_scores(float (&score)[SCORE_TILES][4],
 /* The same by wgmma, which gives the bits of mma.sync. */
 template <int C>
 __device__ static inline void grouped_scores(float (&score)[SCORE_TILES][4],
-                                             const uint32_t (&query)[C / 16][4], uint32_t keys)
+                                             uint32_t (&query)[C / 16][4], uint32_t keys)
 {
+    wgmma_hold<SCORE_TILES>(score);
+    wgmma_hold<C / 16>(query);
     wgmma_fence();
 #pragma unroll
     for (int32_t k = 0; k < C / 16; k++) {
@@ -84,6 +86,7 @@ __device__ static inline void grouped_scores(float (&score)[SCORE_TILES][4],
         wgmma_64<false>(score, query[k], wgmma_operand(piece, 16), k > 0);
     }
     wgmma_wait();
+    wgmma_hold<SCORE_TILES>(score);
 }
 
 /* Cap and mask of rows g and g + 8; `position` is the thread's first. */
@@ -140,9 +143,11 @@ template <int C> __device__ static inline void wide_shrink(wide_state<C> &state)
 }
 
 template <int C>
-__device__ static inline void
-grouped_values(wide_state<C> &state, const uint32_t (&weight)[SUM_PARTS][4], uint32_t values)
+__device__ static inline void grouped_values(wide_state<C> &state, uint32_t (&weight)[SUM_PARTS][4],
+                                             uint32_t values)
 {
+    wgmma_hold<C / 8>(state.value);
+    wgmma_hold<SUM_PARTS>(weight);
     wgmma_fence();
 #pragma unroll
     for (int32_t k = 0; k < KV_TILE / 16; k++)
@@ -153,6 +158,7 @@ grouped_values(wide_state<C> &state, const uint32_t (&weight)[SUM_PARTS][4], uin
                            wgmma_operand(piece, tile_layout<C>::PIECE_BYTES), 1);
         }
     wgmma_wait();
+    wgmma_hold<C / 8>(state.value);
 }
 
 template <int C>
@@ -274,7 +280,7 @@ __device__ static inline struct warp_view view_of(const struct attention_call &c
 template <int C>
 __device__ static inline void
 wide_tile(wide_state<C> &state, const wide_shared<C> &shared, const struct attention_call &call,
-          const uint32_t (&query)[C / 16][4], const struct query_row (&row)[2],
+          uint32_t (&query)[C / 16][4], const struct query_row (&row)[2],
           const struct warp_view &view, int32_t position, int32_t stage)
 {
     uint32_t keys = (uint32_t)__cvta_generic_to_shared(shared.stage[stage]);

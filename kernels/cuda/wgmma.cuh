@@ -67,6 +67,27 @@ __device__ static inline void wgmma_show(void)
 
 #endif
 
+/* Keeps the compiler from moving what it does with accumulators to the other side of a fence or
+ * a wait: that they are in use between is not in the asm statements' operands. */
+template <int COUNT> __device__ static inline void wgmma_hold(float (*d)[4])
+{
+#pragma unroll
+    for (int32_t n = 0; n < COUNT; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            asm volatile("" : "+f"(d[n][i])::"memory");
+}
+
+/* The same for operands in registers: made before the fence, not after it. */
+template <int COUNT> __device__ static inline void wgmma_hold(uint32_t (*a)[4])
+{
+#pragma unroll
+    for (int32_t n = 0; n < COUNT; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            asm volatile("" : "+r"(a[n][i])::"memory");
+}
+
 /* An operand at `address` in 128-byte swizzled rows: 1,024 bytes between groups of eight rows,
  * `leading` bytes between pieces of 64 columns where it is turned. */
 __device__ static inline uint64_t wgmma_operand(uint32_t address, uint32_t leading)
