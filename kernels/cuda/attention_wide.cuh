@@ -72,7 +72,7 @@ __device__ static inline void wide_scores(float (&score)[SCORE_TILES][4],
     }
 }
 
-/* The same by wgmma, which gives the bits of mma.sync. */
+/* The same by wgmma. It gives the bits of mma.sync, which decode uses (test_attention_long). */
 template <int C>
 __device__ static inline void grouped_scores(float (&score)[SCORE_TILES][4],
                                              uint32_t (&query)[C / 16][4], uint32_t keys)
