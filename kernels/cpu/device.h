@@ -13,10 +13,11 @@
 #include <stdint.h>
 
 enum {
-    CPU_ROWS_MAX = 64,        /* query rows (token, head) of one attention task */
-    CPU_KEY_LANES = 16,       /* keys of so many positions lie transposed together */
-    CPU_SAMPLE_RUN = 16,      /* chunks of one sampling task */
-    CPU_PICK_BINS = 1024,     /* of candidates by their values */
+    CPU_ROWS_LEAST = 4,   /* fewer take as long: multiply-adds would wait for their own results */
+    CPU_ROWS_MAX = 64,    /* query rows (token, head) of one attention task */
+    CPU_KEY_LANES = 16,   /* keys of so many positions lie transposed together */
+    CPU_SAMPLE_RUN = 16,  /* chunks of one sampling task */
+    CPU_PICK_BINS = 1024, /* of candidates by their values */
     CPU_TOKEN_SEEN = 1 << 30, /* in cpu_slot.count: the sequence has the token */
 };
 

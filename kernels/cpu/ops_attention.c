@@ -318,7 +318,7 @@ void cpu_attention(struct device *device, struct activation out, struct activati
     assert(args->head_width == device->kv.head_width);
     assert(args->head_count % args->kv_head_count == 0);
     call.task_count = cut(&call);
-    while (call.task_count < 2 * threads && call.rows_max > 2 && threads > 1) {
+    while (call.task_count < 2 * threads && call.rows_max > CPU_ROWS_LEAST && threads > 1) {
         call.rows_max /= 2;
         call.task_count = cut(&call);
     }
