@@ -24,7 +24,7 @@ static bool text_is(struct gguf_string string, const char *text)
 
 int64_t source_token_count(const struct source *source)
 {
-    const struct gguf_value *tokens = find(source, "tokens");
+    const struct gguf_value *tokens = source->gguf == NULL ? NULL : find(source, "tokens");
 
     return tokens == NULL || !tokens->array ? 0 : tokens->count;
 }
@@ -153,7 +153,7 @@ static struct tokenizer *create(struct source *source, const struct arrays *arra
     return tokenizer;
 }
 
-struct tokenizer *source_tokenizer(struct source *source)
+static struct tokenizer *open_gguf(struct source *source)
 {
     struct gguf_string kind = gguf_text(find(source, "model"));
     int64_t count = source_token_count(source);
@@ -178,4 +178,17 @@ struct tokenizer *source_tokenizer(struct source *source)
         tokenizer = create(source, &arrays, (int32_t)count);
     free_arrays(&arrays);
     return tokenizer;
+}
+
+/* The tokenizer.json of a folder. */
+static struct tokenizer *open_json(struct source *source)
+{
+    source_refuse(source, -ENOTSUP,
+                  "tokenizer.json is not supported yet: only without a tokenizer can it be served");
+    return NULL;
+}
+
+struct tokenizer *source_tokenizer(struct source *source)
+{
+    return source->hf != NULL ? open_json(source) : open_gguf(source);
 }

@@ -1,0 +1,300 @@
+/* The tiny Hugging Face checkpoints against what transformers computed from them in f32, and the
+ * same bits however a step is cut.
+ *
+ * Logits never leave a device, so that what is compared is every log-probability of the
+ * vocabulary: 320 scores a position, one for each token. The cache holds f32 here: the weights are
+ * bf16, exact, and activations are f32, so that nothing is rounded below that. */
+#include "model/load/safetensors.h"
+#include "tests/golden/driver.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+enum {
+    PROMPTS = 4,
+    LOGIT_POSITIONS = 16,
+    OUTPUT = 32,
+    VOCAB = 320,
+    TOKEN_MAX = 256,
+    SCORES_MAX = 3, /* positions of one step, of sample_max 1200 */
+    LENGTH_MAX = 162,
+};
+
+static const char *const families[] = {"llama", "llama3", "mistral", "qwen2", "qwen3", "gemma3"};
+static const char *family;
+static struct safetensors *golden;
+static struct driver driver;
+
+static const char *folder(char *text, size_t max)
+{
+    snprintf(text, max, "../shared/checkpoints/%s", family);
+    return text;
+}
+
+/* ---- what the reference says ---- */
+
+static const struct safetensors_tensor *golden_tensor(const char *kind, int index)
+{
+    char name[32];
+    const struct safetensors_tensor *tensor;
+
+    snprintf(name, sizeof(name), "%s_%d", kind, index);
+    tensor = safetensors_find(golden, name);
+    if (tensor == NULL)
+        abort();
+    return tensor;
+}
+
+static int32_t golden_tokens(const char *kind, int index, int32_t *token)
+{
+    const struct safetensors_tensor *tensor = golden_tensor(kind, index);
+
+    if (tensor->type != SAFETENSORS_I32 || tensor->value_count > LENGTH_MAX)
+        abort();
+    memcpy(token, tensor->data, tensor->bytes);
+    return (int32_t)tensor->value_count;
+}
+
+static double log_sum(const float *logits)
+{
+    double most = -INFINITY, sum = 0;
+
+    for (int i = 0; i < VOCAB; i++)
+        most = fmax(most, (double)logits[i]);
+    for (int i = 0; i < VOCAB; i++)
+        sum += exp((double)logits[i] - most);
+    return most + log(sum);
+}
+
+/* ---- what the model says ---- */
+
+/* Log-probabilities of all tokens behind positions first .. count - 1 of a sequence, in chunks of
+ * `chunk` tokens: [count - first, VOCAB]. */
+static bool score_all(const int32_t *token, int32_t count, int32_t first, int32_t chunk,
+                      float *logprob)
+{
+    struct sequence sequence = sequence_create(token, count, 0);
+    bool good = true;
+
+    driver_reset(&driver, 1);
+    while (good && sequence.fed < count) {
+        struct batch *batch = model_batch(driver.model);
+        int32_t from = sequence.fed, left = count - from, wanted = chunk < left ? chunk : left;
+        int32_t skip;
+
+        if (from < first)
+            wanted = wanted < first - from ? wanted : first - from;
+        else
+            wanted = wanted < SCORES_MAX ? wanted : SCORES_MAX;
+        skip = from < first ? wanted : 0;
+        driver_row(&driver, &batch->step, 0, &sequence, token + from, wanted);
+        for (int32_t i = skip; i < wanted; i++)
+            for (int32_t v = 0; v < VOCAB; v++)
+                driver_sample(&batch->step, STEP_SCORE, 0, i, 0, v);
+        model_start(driver.model, batch);
+        good = model_wait(driver.model, batch) == 0;
+        if (skip == 0)
+            memcpy(logprob + (ptrdiff_t)(from - first) * VOCAB, batch->result.logprob,
+                   (size_t)wanted * VOCAB * sizeof(float));
+    }
+    sequence_free(&sequence);
+    return good;
+}
+
+static bool open_family(enum kv_dtype kv)
+{
+    char path[128];
+
+    driver_kv = kv;
+    driver_skips_tokenizer = true;
+    EXPECT(driver_open(&driver, folder(path, sizeof(path)), TOKEN_MAX));
+    return driver.model != NULL;
+}
+
+/* The largest difference over the stored positions, as a share of the largest logit. */
+static double worst_share(void)
+{
+    static float logprob[LOGIT_POSITIONS * VOCAB];
+    double worst = 0;
+
+    for (int p = 0; p < PROMPTS; p++) {
+        const struct safetensors_tensor *stored = golden_tensor("logits", p);
+        int32_t token[LENGTH_MAX], count = golden_tokens("prompt", p, token);
+        int32_t rows = (int32_t)stored->dim[0];
+        float logits[VOCAB];
+
+        if (!score_all(token, count, count - rows, TOKEN_MAX, logprob))
+            return INFINITY;
+        for (int32_t r = 0; r < rows; r++) {
+            double most = 0, delta = 0, sum;
+
+            memcpy(logits, stored->data + (size_t)r * sizeof(logits), sizeof(logits));
+            sum = log_sum(logits);
+            for (int v = 0; v < VOCAB; v++) {
+                most = fmax(most, fabs((double)logits[v]));
+                delta = fmax(delta, fabs((double)logprob[r * VOCAB + v] + sum - (double)logits[v]));
+            }
+            worst = fmax(worst, delta / most);
+        }
+    }
+    return worst;
+}
+
+static void log_probabilities_are_the_references(void)
+{
+    double worst;
+
+    if (golden == NULL)
+        SKIP("../shared/checkpoints is not there");
+    if (!open_family(KV_F32))
+        return;
+    worst = worst_share();
+    printf("%-8s f32 cache: worst delta %.2e of the largest logit\n", family, worst);
+    EXPECT(worst <= 1e-4);
+    EXPECT(worst > 0);
+    model_close(driver.model);
+}
+
+/* The cache as it is served: f16, whose last bit is 2^-11. What that does to a logit is of the
+ * same size, times the few keys and values that matter to it. */
+static void a_cache_of_halves_costs_little(void)
+{
+    double worst;
+
+    if (golden == NULL)
+        SKIP("../shared/checkpoints is not there");
+    if (!open_family(KV_AUTO))
+        return;
+    worst = worst_share();
+    printf("%-8s f16 cache: worst delta %.2e of the largest logit\n", family, worst);
+    EXPECT(worst <= 4e-3);
+    model_close(driver.model);
+}
+
+/* Fed the reference's tokens, each step's best is the reference's, or one within the tolerance of
+ * it. */
+static void greedy_is_the_references_step_by_step(void)
+{
+    static float logprob[OUTPUT * VOCAB];
+
+    if (golden == NULL)
+        SKIP("../shared/checkpoints is not there");
+    if (!open_family(KV_F32))
+        return;
+    for (int p = 0; p < PROMPTS; p++) {
+        int32_t token[LENGTH_MAX], count = golden_tokens("greedy", p, token),
+                                   first = count - OUTPUT;
+        int32_t near = 0;
+
+        EXPECT(score_all(token, count - 1, first - 1, TOKEN_MAX, logprob));
+        for (int32_t i = 0; i < OUTPUT; i++) {
+            const float *row = logprob + i * VOCAB;
+            int best = 0;
+
+            for (int v = 1; v < VOCAB; v++)
+                best = row[v] > row[best] ? v : best;
+            near += best != token[first + i];
+            if (best != token[first + i])
+                EXPECT(row[best] - row[token[first + i]] < 1e-3f);
+        }
+        EXPECT_INT(near, <=, 1);
+    }
+    model_close(driver.model);
+}
+
+/* ---- determinism ---- */
+
+static void expect_same_bits(struct sequence *alone, int32_t chunk, int32_t token_max,
+                             int32_t stride, int depth)
+{
+    struct sequence sequence[PROMPTS];
+
+    for (int i = 0; i < PROMPTS; i++)
+        sequence[i] = sequence_create(alone[i].prompt, alone[i].prompt_count, OUTPUT);
+    driver_reset(&driver, stride);
+    EXPECT_INT(driver_run(&driver, sequence, PROMPTS, chunk, token_max, depth), ==, 0);
+    for (int i = 0; i < PROMPTS; i++) {
+        EXPECT(sequence_equal(&sequence[i], &alone[i]));
+        sequence_free(&sequence[i]);
+    }
+}
+
+static void expect_determinism(enum kv_dtype kv)
+{
+    static int32_t token[PROMPTS][LENGTH_MAX];
+    struct sequence alone[PROMPTS];
+
+    if (!open_family(kv))
+        return;
+    for (int i = 0; i < PROMPTS; i++) {
+        alone[i] = sequence_create(token[i], golden_tokens("prompt", i, token[i]), OUTPUT);
+        driver_reset(&driver, 1);
+        EXPECT_INT(driver_run(&driver, &alone[i], 1, TOKEN_MAX, TOKEN_MAX, 1), ==, 0);
+    }
+    expect_same_bits(alone, TOKEN_MAX, TOKEN_MAX, 1, 1);
+    expect_same_bits(alone, 7, TOKEN_MAX, 389, 1);
+    expect_same_bits(alone, 16, 40, 77, STEP_DEPTH);
+    for (int i = 1; i < PROMPTS; i++) {
+        EXPECT(driver_prefix_hit_is_equal(&driver, &alone[i], 7, TOKEN_MAX));
+        EXPECT(driver_preemption_is_equal(&driver, &alone[i], 5, 13, TOKEN_MAX));
+    }
+    for (int i = 0; i < PROMPTS; i++)
+        sequence_free(&alone[i]);
+    model_close(driver.model);
+}
+
+static void a_sequence_has_the_same_bits_however_steps_are_cut(void)
+{
+    if (golden == NULL)
+        SKIP("../shared/checkpoints is not there");
+    expect_determinism(KV_AUTO);
+    expect_determinism(KV_F32);
+}
+
+static void *read_golden(size_t *bytes)
+{
+    char path[160];
+    FILE *file;
+    long size;
+    void *data;
+
+    snprintf(path, sizeof(path), "../shared/checkpoints/%s/golden.safetensors", family);
+    file = fopen(path, "rb");
+    if (file == NULL)
+        return NULL;
+    fseek(file, 0, SEEK_END);
+    size = ftell(file);
+    rewind(file);
+    data = malloc((size_t)size);
+    if (data == NULL || fread(data, 1, (size_t)size, file) != (size_t)size)
+        abort();
+    fclose(file);
+    *bytes = (size_t)size;
+    return data;
+}
+
+static void run(void)
+{
+    size_t bytes = 0;
+    void *data = read_golden(&bytes);
+    char error[512];
+
+    if (data != NULL && safetensors_open_memory(&golden, data, bytes, error, sizeof(error)) != 0)
+        abort();
+    TEST(log_probabilities_are_the_references);
+    TEST(a_cache_of_halves_costs_little);
+    TEST(greedy_is_the_references_step_by_step);
+    TEST(a_sequence_has_the_same_bits_however_steps_are_cut);
+    safetensors_close(golden);
+    golden = NULL;
+    free(data);
+}
+
+int main(void)
+{
+    for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++) {
+        family = families[i];
+        run();
+    }
+    return test_report();
+}
