@@ -197,6 +197,20 @@ static int read_json(struct hf_config *config, const char *path, const char *nam
     return status;
 }
 
+static int read_settings(struct hf_config *config, const char *path, char *error,
+                         size_t error_bytes)
+{
+    int status = read_json(config, path, "config.json", hf_config_read, error, error_bytes);
+
+    if (status == 0) /* many folders lack the others */
+        status = read_json(config, path, "generation_config.json", hf_config_read_generation, error,
+                           error_bytes);
+    if (status == 0 || (status == -ENOENT && config->family != NULL))
+        status = read_json(config, path, "tokenizer_config.json", hf_config_read_tokenizer, error,
+                           error_bytes);
+    return status == -ENOENT && config->family != NULL ? 0 : status;
+}
+
 static void find_prefix(struct hf_folder *folder)
 {
     static const char *const prefixes[] = {"model.", "language_model.model.",
@@ -236,12 +250,7 @@ int hf_folder_open(struct hf_folder **target, const char *path, bool dummy, char
         snprintf(error, error_bytes, "no memory");
         return -ENOMEM;
     }
-    status = read_json(&folder->config, path, "config.json", hf_config_read, error, error_bytes);
-    if (status == 0)
-        status = read_json(&folder->config, path, "generation_config.json",
-                           hf_config_read_generation, error, error_bytes);
-    if (status == -ENOENT && folder->config.family != NULL)
-        status = 0; /* many folders have none */
+    status = read_settings(&folder->config, path, error, error_bytes);
     if (status == 0 && !dummy)
         status = open_weights(folder, path, error, error_bytes);
     if (status != 0) {

@@ -427,6 +427,18 @@ static void read_ends(struct hf_reader *reader, const cJSON *object)
             add_end(reader, end);
 }
 
+static void read_begin(struct hf_reader *reader)
+{
+    const cJSON *begin = json_member(reader->text, "bos_token_id");
+    int64_t token = -1;
+
+    if (begin == NULL)
+        begin = json_member(reader->root, "bos_token_id");
+    if (begin != NULL && (!json_int(begin, &token) || token < 0 || token > INT32_MAX))
+        hf_refuse(reader, -EINVAL, "bos_token_id is no token");
+    reader->config->bos_token = (int32_t)token;
+}
+
 static void read_default(struct hf_reader *reader, const char *name, double least, double most,
                          bool *given, float *value)
 {
@@ -493,6 +505,7 @@ static void read_config(struct hf_reader *reader)
     read_ends(reader, reader->root);
     if (reader->text != reader->root)
         read_ends(reader, reader->text);
+    read_begin(reader);
 }
 
 int hf_config_read(struct hf_config *config, const char *json, size_t bytes, char *error,
@@ -516,6 +529,33 @@ int hf_config_read_generation(struct hf_config *config, const char *json, size_t
     if (reader.status == 0) {
         read_ends(&reader, root);
         read_defaults(&reader);
+    }
+    cJSON_Delete(root);
+    return reader.status;
+}
+
+/* A token's name: text, or an object with it. */
+static void read_name(struct hf_reader *reader, const char *member, char *name)
+{
+    const cJSON *value = json_member(reader->root, member);
+
+    if (cJSON_IsObject(value))
+        value = json_member(value, "content");
+    if (value != NULL && (!cJSON_IsString(value) || strlen(value->valuestring) >= HF_TOKEN_BYTES))
+        hf_refuse(reader, -EINVAL, "%s is no name of a token", member);
+    else if (value != NULL)
+        snprintf(name, HF_TOKEN_BYTES, "%s", value->valuestring);
+}
+
+int hf_config_read_tokenizer(struct hf_config *config, const char *json, size_t bytes, char *error,
+                             size_t error_bytes)
+{
+    struct hf_reader reader = {.config = config, .error = error, .error_bytes = error_bytes};
+    cJSON *root = open_json(&reader, json, bytes);
+
+    if (reader.status == 0) {
+        read_name(&reader, "bos_token", config->bos_name);
+        read_name(&reader, "eos_token", config->eos_name);
     }
     cJSON_Delete(root);
     return reader.status;

@@ -19,6 +19,7 @@ enum {
     HF_SETTING_MAX = 40,
     HF_NAME_BYTES = 80,
     HF_TEXT_BYTES = 32,
+    HF_TOKEN_BYTES = 128,
     HF_LAYER_MAX = 1024,
     HF_CONFIG_BYTES_MAX = 16 << 20,
 };
@@ -57,6 +58,9 @@ struct hf_config {
     int32_t end_count;
     int32_t end_token[MODEL_END_MAX];
     struct model_defaults defaults;
+    int32_t bos_token;             /* -1: none is named */
+    char bos_name[HF_TOKEN_BYTES]; /* as tokenizer_config.json calls them; "": it does not */
+    char eos_name[HF_TOKEN_BYTES];
 };
 
 /* Reads config.json into a zeroed config. 0, -EINVAL or -ENOTSUP and one line. */
@@ -65,6 +69,9 @@ int hf_config_read(struct hf_config *config, const char *json, size_t bytes, cha
 /* Adds generation_config.json. */
 int hf_config_read_generation(struct hf_config *config, const char *json, size_t bytes, char *error,
                               size_t error_bytes);
+/* Adds what tokenizer_config.json calls the special tokens. */
+int hf_config_read_tokenizer(struct hf_config *config, const char *json, size_t bytes, char *error,
+                             size_t error_bytes);
 /* NULL: it is not set. */
 const struct hf_setting *hf_config_find(const struct hf_config *config, const char *key);
 /* How config.json spells a key that is not set; NULL: it has no such. */

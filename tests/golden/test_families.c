@@ -5,10 +5,12 @@
  * vocabulary: 320 scores a position, one for each token. The cache holds f32 here: the weights are
  * bf16, exact, and activations are f32, so that nothing is rounded below that. */
 #include "model/load/safetensors.h"
+#include "tests/gguf_writer.h"
 #include "tests/golden/driver.h"
 
 #include <inttypes.h>
 #include <math.h>
+#include <unistd.h>
 
 enum {
     PROMPTS = 4,
@@ -251,6 +253,163 @@ static void a_sequence_has_the_same_bits_however_steps_are_cut(void)
     expect_determinism(KV_F32);
 }
 
+/* ---- the same models as GGUF ---- */
+
+enum { HEADS = 4, KV_HEADS = 2, HEAD_WIDTH = 64, ROW_MAX = 256 };
+
+/* As converters do: in each head of q and k row i goes to 2 i, row i + C / 2 to 2 i + 1. */
+static void interleave(unsigned char *target, const unsigned char *source, int heads, size_t row)
+{
+    for (int h = 0; h < heads; h++)
+        for (int i = 0; i < HEAD_WIDTH; i++) {
+            int to = i < HEAD_WIDTH / 2 ? 2 * i : 2 * (i - HEAD_WIDTH / 2) + 1;
+
+            memcpy(target + (size_t)(h * HEAD_WIDTH + to) * row,
+                   source + (size_t)(h * HEAD_WIDTH + i) * row, row);
+        }
+}
+
+static void write_as(struct gguf_writer *writer, const struct safetensors *from, const char *name,
+                     const char *as, int heads)
+{
+    static unsigned char rows[HEADS * HEAD_WIDTH * ROW_MAX * 2];
+    const struct safetensors_tensor *tensor = safetensors_find(from, name);
+    int64_t dim[2] = {0, 1};
+    const unsigned char *data;
+
+    if (tensor == NULL)
+        return;
+    data = tensor->data;
+    dim[0] = tensor->dim[tensor->dim_count - 1];
+    dim[1] = tensor->value_count / dim[0];
+    if (heads > 0 && tensor->dim_count == 2) {
+        interleave(rows, data, heads, (size_t)dim[0] * 2);
+        data = rows;
+    }
+    gguf_write_tensor(writer, as, 30, tensor->dim_count, dim, data, tensor->bytes);
+}
+
+static void write_layer(struct gguf_writer *writer, const struct safetensors *from, int layer,
+                        bool llama)
+{
+    static const char *const names[][2] = {
+        {"self_attn.q_proj.weight", "attn_q.weight"},
+        {"self_attn.k_proj.weight", "attn_k.weight"},
+        {"self_attn.v_proj.weight", "attn_v.weight"},
+        {"self_attn.q_proj.bias", "attn_q.bias"},
+        {"self_attn.k_proj.bias", "attn_k.bias"},
+        {"self_attn.v_proj.bias", "attn_v.bias"},
+        {"self_attn.q_norm.weight", "attn_q_norm.weight"},
+        {"self_attn.k_norm.weight", "attn_k_norm.weight"},
+        {"self_attn.o_proj.weight", "attn_output.weight"},
+        {"input_layernorm.weight", "attn_norm.weight"},
+        {"post_attention_layernorm.weight", "ffn_norm.weight"},
+        {"mlp.gate_proj.weight", "ffn_gate.weight"},
+        {"mlp.up_proj.weight", "ffn_up.weight"},
+        {"mlp.down_proj.weight", "ffn_down.weight"},
+    };
+    char name[96], as[64];
+
+    for (size_t i = 0; i < sizeof(names) / sizeof(*names); i++) {
+        int heads = i == 0 ? HEADS : i == 1 ? KV_HEADS : 0;
+
+        snprintf(name, sizeof(name), "model.layers.%d.%s", layer, names[i][0]);
+        snprintf(as, sizeof(as), "blk.%d.%s", layer, names[i][1]);
+        write_as(writer, from, name, as, llama ? heads : 0);
+    }
+}
+
+static void write_key(struct gguf_writer *writer, const char *arch, const char *key, uint32_t value)
+{
+    char whole[96];
+
+    snprintf(whole, sizeof(whole), "%s.%s", arch, key);
+    gguf_write_u32(writer, whole, value);
+}
+
+static void write_keys(struct gguf_writer *writer, const char *arch, uint32_t width)
+{
+    char whole[96];
+
+    gguf_write_text(writer, "general.architecture", arch);
+    write_key(writer, arch, "block_count", 2);
+    write_key(writer, arch, "context_length", 2048);
+    write_key(writer, arch, "embedding_length", width);
+    write_key(writer, arch, "feed_forward_length", 96);
+    write_key(writer, arch, "attention.head_count", HEADS);
+    write_key(writer, arch, "attention.head_count_kv", KV_HEADS);
+    write_key(writer, arch, "attention.key_length", HEAD_WIDTH);
+    write_key(writer, arch, "attention.value_length", HEAD_WIDTH);
+    write_key(writer, arch, "rope.freq_base", strcmp(family, "llama3") == 0 ? 500000 : 10000);
+    if (strcmp(family, "mistral") == 0)
+        write_key(writer, arch, "attention.sliding_window", 48);
+    snprintf(whole, sizeof(whole), "%s.attention.layer_norm_rms_epsilon", arch);
+    gguf_write_f32(writer, whole, 1e-6f);
+}
+
+/* The scaling of llama3 (8, 1, 4, 256 at base 500000) as divisors. */
+static void write_divisors(struct gguf_writer *writer)
+{
+    float divisor[HEAD_WIDTH / 2];
+    const int64_t dim = HEAD_WIDTH / 2;
+
+    for (int i = 0; i < HEAD_WIDTH / 2; i++) {
+        double wave = 2 * M_PI / pow(500000, -2.0 * i / HEAD_WIDTH);
+        double smooth = (256 / wave - 1) / 3;
+
+        smooth = fmin(fmax(smooth, 0), 1);
+        divisor[i] = (float)(1 / ((1 - smooth) / 8 + smooth));
+    }
+    gguf_write_tensor(writer, "rope_freqs.weight", 0, 1, &dim, divisor, sizeof(divisor));
+}
+
+static bool write_gguf(const char *path)
+{
+    const char *arch = strncmp(family, "qwen", 4) == 0 ? family : "llama";
+    struct gguf_writer writer = {0};
+    struct safetensors *from;
+    char text[128], error[512];
+    bool good;
+
+    if (safetensors_open(&from, folder(text, sizeof(text)), error, sizeof(error)) != 0)
+        return false;
+    write_keys(&writer, arch,
+               (uint32_t)safetensors_find(from, "model.embed_tokens.weight")->dim[1]);
+    write_as(&writer, from, "model.embed_tokens.weight", "token_embd.weight", 0);
+    write_as(&writer, from, "model.norm.weight", "output_norm.weight", 0);
+    write_as(&writer, from, "lm_head.weight", "output.weight", 0);
+    for (int i = 0; i < 2; i++)
+        write_layer(&writer, from, i, strcmp(arch, "llama") == 0);
+    if (strcmp(family, "llama3") == 0)
+        write_divisors(&writer);
+    good = gguf_writer_save(&writer, path);
+    gguf_writer_free(&writer);
+    safetensors_close(from);
+    return good;
+}
+
+static void a_gguf_of_it_is_the_same_model(void)
+{
+    char path[] = "/tmp/quire-family-XXXXXX";
+    double worst;
+    int fd;
+
+    if (golden == NULL)
+        SKIP("../shared/checkpoints is not there");
+    fd = mkstemp(path);
+    EXPECT(fd >= 0 && write_gguf(path));
+    driver_kv = KV_F32;
+    EXPECT(driver_open(&driver, path, TOKEN_MAX));
+    if (driver.model != NULL) {
+        worst = worst_share();
+        printf("%-8s as a GGUF: worst delta %.2e of the largest logit\n", family, worst);
+        EXPECT(worst <= 1e-4);
+        model_close(driver.model);
+    }
+    close(fd);
+    unlink(path);
+}
+
 static void *read_golden(size_t *bytes)
 {
     char path[160];
@@ -285,6 +444,8 @@ static void run(void)
     TEST(a_cache_of_halves_costs_little);
     TEST(greedy_is_the_references_step_by_step);
     TEST(a_sequence_has_the_same_bits_however_steps_are_cut);
+    if (strcmp(family, "gemma3") != 0) /* test_tiny.c has its GGUF */
+        TEST(a_gguf_of_it_is_the_same_model);
     safetensors_close(golden);
     golden = NULL;
     free(data);
