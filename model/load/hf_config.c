@@ -108,9 +108,12 @@ const char *hf_text(struct hf_reader *reader, const cJSON *object, const char *n
 {
     const cJSON *value = json_member(object, name);
 
-    if (value != NULL && !cJSON_IsString(value))
-        hf_refuse(reader, -EINVAL, "%s is no string", name);
-    return cJSON_IsString(value) ? value->valuestring : fallback;
+    if (value == NULL)
+        return fallback;
+    if (cJSON_IsString(value))
+        return value->valuestring;
+    hf_refuse(reader, -EINVAL, "%s is no string", name);
+    return fallback;
 }
 
 static struct hf_setting *put(struct hf_reader *reader, const char *key, const char *name)
