@@ -362,8 +362,9 @@ static void take_score(struct answer *answer, const struct text_item *item,
     score->known = true;
     score->logprob = item->logprob;
     score->top_count = item->top_count < width ? item->top_count : width;
-    memcpy(job->score_top + (size_t)item->token_index * width, top + item->top_first,
-           (size_t)score->top_count * sizeof *top);
+    if (score->top_count > 0)
+        memcpy(job->score_top + (size_t)item->token_index * width, top + item->top_first,
+               (size_t)score->top_count * sizeof *top);
 }
 
 static void take_end(struct answer *answer, const struct text_item *item,
