@@ -57,6 +57,13 @@ static void take_signals(struct serving *serving)
     pthread_sigmask(SIG_BLOCK, &serving->signals, NULL);
 }
 
+/* Sleeps until one comes: a stop and a continue (Ctrl-Z, fg) end the call without one. */
+static void await_signal(const struct serving *serving)
+{
+    while (sigwaitinfo(&serving->signals, NULL) < 0)
+        continue;
+}
+
 /* A signal that came while nobody waited for one. */
 static bool signalled(const struct serving *serving)
 {
@@ -265,7 +272,7 @@ int cmd_serve(int argc, char **argv)
     raise_descriptor_limit();
     code = start(&serving);
     if (code == EXIT_CODE_OK) {
-        sigwaitinfo(&serving.signals, NULL);
+        await_signal(&serving);
         if (!engine_alive(serving.engine))
             leave_lost(&serving);
         drain(&serving);

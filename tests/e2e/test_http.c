@@ -367,6 +367,21 @@ static void a_port_in_use_is_a_line_and_an_exit_code(void)
     EXPECT(strstr(log, "/nowhere/quire.yaml") != NULL);
 }
 
+/* As Ctrl-Z and fg do: it goes on as if nothing had been. */
+static void a_server_that_was_stopped_and_continued_serves_on(void)
+{
+    struct client client;
+
+    server_signal(&server, SIGSTOP);
+    sleep_ms(50);
+    server_signal(&server, SIGCONT);
+    sleep_ms(200);
+    EXPECT(!server_logged(&server, "stopping"));
+    client_call(&client, server.port, "GET", "/health", "", NULL);
+    EXPECT_INT(client.status, ==, 200);
+    client_close(&client);
+}
+
 static void the_server_ends_well(void)
 {
     EXPECT_INT(fake_model_faults(), ==, 0);
@@ -390,6 +405,7 @@ int main(void)
     TEST(a_request_that_never_becomes_whole_ends);
     TEST(while_it_loads_it_says_so);
     TEST(a_port_in_use_is_a_line_and_an_exit_code);
+    TEST(a_server_that_was_stopped_and_continued_serves_on);
     TEST(the_server_ends_well);
     return test_report();
 }
