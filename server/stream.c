@@ -206,7 +206,8 @@ void stream_cancel(struct stream *stream)
     void *context = NULL;
 
     pthread_mutex_lock(&stream->lock);
-    if (!stream->cancelled && !stream->failed && !whole(stream)) {
+    /* After a failure too: the engine may still work for its other choices. */
+    if (!stream->cancelled && !whole(stream)) {
         stream->cancelled = true;
         hook = stream->cancel_hook;
         context = stream->cancel_context;

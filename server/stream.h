@@ -101,7 +101,8 @@ struct stream_error stream_error(struct stream *stream);
 const int32_t *stream_prompt(struct stream *stream, int32_t index, int32_t *token_count);
 
 /* Any thread: the client is gone or the response is not wanted: reads give STREAM_ERROR from
- * now on (status 499), and the engine drops its sequences. Idempotent; no-op after the end. */
+ * now on (status 499, or why it had failed before), and the engine drops its sequences.
+ * Idempotent; no-op after the end. */
 void stream_cancel(struct stream *stream);
 bool stream_cancelled(struct stream *stream);
 

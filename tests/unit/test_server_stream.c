@@ -158,6 +158,23 @@ static void a_cancel_tells_the_engine_once_and_not_after_the_end(void)
     stream_release(stream);
 }
 
+/* What failed in one choice goes on in the others until someone says that nobody reads them. */
+static void a_failed_stream_can_be_cancelled_and_keeps_its_reason(void)
+{
+    const struct stream_error error = {.status = 503, .code = "out_of_memory"};
+    struct sleeper sleeper = {0};
+    struct stream *stream = make_stream(&sleeper, 2);
+
+    cancel_count = 0;
+    stream_set_cancel(stream, count_cancel, NULL);
+    stream_fail(stream, &error);
+    stream_cancel(stream);
+    stream_cancel(stream);
+    EXPECT_INT(cancel_count, ==, 1);
+    EXPECT_STRING(stream_error(stream).code, "out_of_memory");
+    stream_release(stream);
+}
+
 static void prompts_count_once_and_are_kept(void)
 {
     struct sleeper sleeper = {0};
@@ -285,6 +302,7 @@ int main(void)
     TEST(a_reader_of_the_whole_is_not_woken_by_a_part);
     TEST(a_failure_is_read_after_what_came_before_and_the_first_one_counts);
     TEST(a_cancel_tells_the_engine_once_and_not_after_the_end);
+    TEST(a_failed_stream_can_be_cancelled_and_keeps_its_reason);
     TEST(prompts_count_once_and_are_kept);
     TEST(the_notifier_wakes_what_it_is_given);
     TEST(a_hang_up_cancels_and_wakes_a_parked_stream);
