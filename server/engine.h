@@ -79,8 +79,6 @@ int engine_start(struct engine *engine); /* the threads: engine, text, notifier 
 /* Stops: no more jobs are taken; running ones may go on for grace_us, then end with an error.
  * Joins all threads. */
 void engine_stop(struct engine *engine, int64_t grace_us);
-/* While engine_stop waits in another thread: the grace is over. Any thread. */
-void engine_hurry(struct engine *engine);
 void engine_destroy(struct engine *engine);
 
 /* From a handler: tokenises on a text thread, then runs; the stream tells what becomes of them.

@@ -178,19 +178,20 @@ static struct seq_spec spec_of(const struct job *job)
     };
 }
 
-/* The job's sequences get their answers; false when memory ran out, with none left behind. */
+/* The job's sequences get their answers; false when memory ran out: those without one end too. */
 static bool open_answers(struct turn *turn, struct job *job)
 {
+    bool good = true;
+
     for (int32_t i = 0; i < job->sibling_count; i++) {
         int32_t handle = turn->handle[i];
         int64_t serial = ++turn->serial;
         struct answer *answer = answer_create(turn->text, job, i, handle, serial);
         turn->seq[handle] =
             (struct engine_seq){.answer = answer, .job = job, .sibling = i, .serial = serial};
-        if (answer == NULL)
-            return false;
+        good &= answer != NULL;
     }
-    return true;
+    return good;
 }
 
 void turn_add(struct turn *turn, struct job *job, int64_t now_us)
