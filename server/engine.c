@@ -76,7 +76,6 @@ struct job *job_create(void)
     job->output_max = -1;
     job->add_special = true;
     job->skip_special = true;
-    job->cached_count = -1;
     job->sampling.temperature = 1;
     job->sampling.top_p = 1;
     job->sampling.repetition_penalty = 1;

@@ -62,7 +62,8 @@ struct job {
     /* The engine's and the text thread's. */
     atomic_int open_count; /* siblings that have not ended */
     int32_t text_thread;
-    int32_t cached_count; /* prompt tokens found in the cache, set at the first row; -1 before */
+    int64_t start_us; /* of the first step that computes the prompt, for all siblings; 0 before */
+    int32_t cached_count;        /* prompt tokens found in the cache, set at that step */
     struct stop_set *stop_set;   /* of the stop strings, or NULL */
     struct token_score *score;   /* [token_count] the prompt's, with score_prompt */
     struct token_top *score_top; /* [token_count, sampling.top_count] */
