@@ -295,10 +295,9 @@ static bool send(struct answer *answer, int64_t until, enum finish finish, int32
         memmove(answer->text, answer->text + bytes, (size_t)(answer->made - until));
     answer->sent = until;
     if (finish != FINISH_NONE) {
-        const struct job *job = answer->job;
         answer->finished = true;
-        stream_add_usage(job->stream, answer->token_count,
-                         answer->sibling == 0 && job->cached_count > 0 ? job->cached_count : 0);
+        if (answer->sibling == 0 && answer->job->cached_count > 0)
+            stream_add_cached(answer->job->stream, answer->job->cached_count);
     }
     stream_append(answer->job->stream, piece);
     return true;

@@ -192,6 +192,22 @@ static void prompts_count_once_and_are_kept(void)
     stream_release(stream);
 }
 
+/* A response that is cut short is logged with what it had cost until then. */
+static void tokens_count_when_they_are_appended_but_the_prompts_do_not(void)
+{
+    struct sleeper sleeper = {0};
+    struct stream *stream = make_stream(&sleeper, 1);
+    struct piece *prompt = piece_create(0, 5, 0);
+    struct piece *answer = piece_create(0, 2, 0);
+
+    prompt->prompt = true;
+    stream_append(stream, prompt);
+    stream_append(stream, answer);
+    stream_cancel(stream);
+    EXPECT_INT(stream_usage(stream).completion_tokens, ==, 2);
+    stream_release(stream);
+}
+
 static void the_notifier_wakes_what_it_is_given(void)
 {
     struct notifier *notifier = notifier_start();
@@ -304,6 +320,7 @@ int main(void)
     TEST(a_cancel_tells_the_engine_once_and_not_after_the_end);
     TEST(a_failed_stream_can_be_cancelled_and_keeps_its_reason);
     TEST(prompts_count_once_and_are_kept);
+    TEST(tokens_count_when_they_are_appended_but_the_prompts_do_not);
     TEST(the_notifier_wakes_what_it_is_given);
     TEST(a_hang_up_cancels_and_wakes_a_parked_stream);
     TEST(a_descriptor_used_again_does_not_cancel_its_former_stream);
