@@ -295,10 +295,9 @@ static bool send(struct answer *answer, int64_t until, enum finish finish, int32
         memmove(answer->text, answer->text + bytes, (size_t)(answer->made - until));
     answer->sent = until;
     if (finish != FINISH_NONE) {
-        const struct job *job = answer->job;
         answer->finished = true;
-        stream_add_usage(job->stream, answer->token_count,
-                         answer->sibling == 0 && job->cached_count > 0 ? job->cached_count : 0);
+        if (answer->sibling == 0 && answer->job->cached_count > 0)
+            stream_add_cached(answer->job->stream, answer->job->cached_count);
     }
     stream_append(answer->job->stream, piece);
     return true;
@@ -362,8 +361,9 @@ static void take_score(struct answer *answer, const struct text_item *item,
     score->known = true;
     score->logprob = item->logprob;
     score->top_count = item->top_count < width ? item->top_count : width;
-    memcpy(job->score_top + (size_t)item->token_index * width, top + item->top_first,
-           (size_t)score->top_count * sizeof *top);
+    if (score->top_count > 0)
+        memcpy(job->score_top + (size_t)item->token_index * width, top + item->top_first,
+               (size_t)score->top_count * sizeof *top);
 }
 
 static void take_end(struct answer *answer, const struct text_item *item,
