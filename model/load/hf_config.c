@@ -77,12 +77,12 @@ void hf_refuse(struct hf_reader *reader, int status, const char *format, ...)
 
 const cJSON *hf_find(const struct hf_reader *reader, const char *name)
 {
-    return json_member(reader->text, name);
+    return json_tree_member(reader->text, name);
 }
 
 bool hf_number(struct hf_reader *reader, const cJSON *object, const char *name, double *number)
 {
-    const cJSON *value = json_member(object, name);
+    const cJSON *value = json_tree_member(object, name);
 
     if (value == NULL)
         return false;
@@ -96,7 +96,7 @@ bool hf_number(struct hf_reader *reader, const cJSON *object, const char *name, 
 
 bool hf_truth(struct hf_reader *reader, const cJSON *object, const char *name, bool fallback)
 {
-    const cJSON *value = json_member(object, name);
+    const cJSON *value = json_tree_member(object, name);
 
     if (value != NULL && !cJSON_IsBool(value))
         hf_refuse(reader, -EINVAL, "%s is neither true nor false", name);
@@ -106,7 +106,7 @@ bool hf_truth(struct hf_reader *reader, const cJSON *object, const char *name, b
 const char *hf_text(struct hf_reader *reader, const cJSON *object, const char *name,
                     const char *fallback)
 {
-    const cJSON *value = json_member(object, name);
+    const cJSON *value = json_tree_member(object, name);
 
     if (value == NULL)
         return fallback;
@@ -188,12 +188,12 @@ static void refuse_class(struct hf_reader *reader, const char *name)
         used += (size_t)snprintf(names + used, sizeof(names) - used, "%s%s", i > 0 ? ", " : "",
                                  families[i].class_name);
     hf_refuse(reader, -ENOTSUP, "architecture %s is not supported; supported: %s",
-              json_printable(name, text, sizeof(text)), names);
+              json_tree_printable(name, text, sizeof(text)), names);
 }
 
 static void find_family(struct hf_reader *reader)
 {
-    const cJSON *list = json_member(reader->root, "architectures");
+    const cJSON *list = json_tree_member(reader->root, "architectures");
     const char *name = cJSON_IsArray(list) ? cJSON_GetStringValue(list->child) : NULL;
     const char *type = hf_text(reader, reader->root, "model_type", "");
 
@@ -211,16 +211,16 @@ static void find_family(struct hf_reader *reader)
 
 static void check_quantisation(struct hf_reader *reader)
 {
-    const cJSON *object = json_member(reader->root, "quantization_config");
+    const cJSON *object = json_tree_member(reader->root, "quantization_config");
     char text[64];
 
     if (object == NULL)
-        object = json_member(reader->text, "quantization_config");
+        object = json_tree_member(reader->text, "quantization_config");
     if (object == NULL)
         return;
     hf_refuse(
         reader, -ENOTSUP, "quantization_config: quant_method %s is not supported",
-        json_printable(hf_text(reader, object, "quant_method", "(none)"), text, sizeof(text)));
+        json_tree_printable(hf_text(reader, object, "quant_method", "(none)"), text, sizeof(text)));
 }
 
 static void check_class(struct hf_reader *reader)
@@ -238,7 +238,7 @@ static void check_class(struct hf_reader *reader)
             continue;
         if (strcmp(found, family->activation) != 0)
             hf_refuse(reader, -ENOTSUP, "%s is %s; of %s only %s is supported", names[i],
-                      json_printable(found, text, sizeof(text)), family->class_name,
+                      json_tree_printable(found, text, sizeof(text)), family->class_name,
                       family->activation);
         break;
     }
@@ -342,7 +342,8 @@ static bool layer_is_local(struct hf_reader *reader, const cJSON *type, double w
         return false;
     if (name == NULL || strcmp(name, "sliding_attention") != 0)
         hf_refuse(reader, -ENOTSUP, "layer_types: %s is not supported",
-                  name == NULL ? "what is no string" : json_printable(name, text, sizeof(text)));
+                  name == NULL ? "what is no string"
+                               : json_tree_printable(name, text, sizeof(text)));
     else if (window == 0)
         hf_refuse(reader, -EINVAL,
                   "layer_types has sliding_attention, but sliding_window is none or not in use");
@@ -352,7 +353,7 @@ static bool layer_is_local(struct hf_reader *reader, const cJSON *type, double w
 /* layer_types, where the file has it. */
 static bool read_layer_types(struct hf_reader *reader, int64_t count, double window)
 {
-    const cJSON *types = json_member(reader->text, "layer_types");
+    const cJSON *types = json_tree_member(reader->text, "layer_types");
     int64_t at = 0;
 
     if (types == NULL)
@@ -404,7 +405,7 @@ static void add_end(struct hf_reader *reader, const cJSON *value)
     struct hf_config *config = reader->config;
     int64_t token;
 
-    if (!json_int(value, &token) || token < 0 || token > INT32_MAX) {
+    if (!json_tree_int(value, &token) || token < 0 || token > INT32_MAX) {
         hf_refuse(reader, -EINVAL, "eos_token_id is neither a token nor a list of them");
         return;
     }
@@ -419,7 +420,7 @@ static void add_end(struct hf_reader *reader, const cJSON *value)
 
 static void read_ends(struct hf_reader *reader, const cJSON *object)
 {
-    const cJSON *ends = json_member(object, "eos_token_id");
+    const cJSON *ends = json_tree_member(object, "eos_token_id");
 
     if (ends == NULL)
         return;
@@ -432,12 +433,12 @@ static void read_ends(struct hf_reader *reader, const cJSON *object)
 
 static void read_begin(struct hf_reader *reader)
 {
-    const cJSON *begin = json_member(reader->text, "bos_token_id");
+    const cJSON *begin = json_tree_member(reader->text, "bos_token_id");
     int64_t token = -1;
 
     if (begin == NULL)
-        begin = json_member(reader->root, "bos_token_id");
-    if (begin != NULL && (!json_int(begin, &token) || token < 0 || token > INT32_MAX))
+        begin = json_tree_member(reader->root, "bos_token_id");
+    if (begin != NULL && (!json_tree_int(begin, &token) || token < 0 || token > INT32_MAX))
         hf_refuse(reader, -EINVAL, "bos_token_id is no token");
     reader->config->bos_token = (int32_t)token;
 }
@@ -476,7 +477,7 @@ static void read_defaults(struct hf_reader *reader)
 static cJSON *open_json(struct hf_reader *reader, const char *json, size_t bytes)
 {
     char detail[256];
-    cJSON *root = json_parse(json, bytes, detail, sizeof(detail));
+    cJSON *root = json_tree_parse(json, bytes, detail, sizeof(detail));
 
     if (root == NULL)
         hf_refuse(reader, -EINVAL, "%s", detail);
@@ -492,7 +493,7 @@ static void read_config(struct hf_reader *reader)
     if (reader->status != 0)
         return;
     if (reader->config->family->wrapped)
-        reader->text = json_member(reader->root, "text_config");
+        reader->text = json_tree_member(reader->root, "text_config");
     if (!cJSON_IsObject(reader->text)) {
         hf_refuse(reader, -EINVAL, "text_config is missing or no object");
         return;
@@ -540,10 +541,10 @@ int hf_config_read_generation(struct hf_config *config, const char *json, size_t
 /* A token's name: text, or an object with it. */
 static void read_name(struct hf_reader *reader, const char *member, char *name)
 {
-    const cJSON *value = json_member(reader->root, member);
+    const cJSON *value = json_tree_member(reader->root, member);
 
     if (cJSON_IsObject(value))
-        value = json_member(value, "content");
+        value = json_tree_member(value, "content");
     if (value != NULL && (!cJSON_IsString(value) || strlen(value->valuestring) >= HF_TOKEN_BYTES))
         hf_refuse(reader, -EINVAL, "%s is no name of a token", member);
     else if (value != NULL)

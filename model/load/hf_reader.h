@@ -3,7 +3,7 @@
 #define MODEL_LOAD_HF_READER_H
 
 #include "model/load/hf_config.h"
-#include "model/load/json.h"
+#include "model/load/json_tree.h"
 
 struct hf_reader {
     struct hf_config *config;

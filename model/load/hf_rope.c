@@ -110,7 +110,7 @@ static void read_scaling(struct hf_reader *reader, const struct rope *rope)
     else
         hf_refuse(reader, -ENOTSUP,
                   "rope scaling %s is not supported; supported: default, linear, llama3, yarn",
-                  json_printable(kind, text, sizeof(text)));
+                  json_tree_printable(kind, text, sizeof(text)));
     if (reader->status == 0)
         hf_put_text(reader, "rope.scaling.type", "rope_type", kind);
 }
@@ -136,7 +136,7 @@ static void read_rotary(struct hf_reader *reader, const struct rope *rope)
 /* The object for a type of layer; NULL: there is none. */
 static const cJSON *of_type(struct hf_reader *reader, const cJSON *object, const char *type)
 {
-    const cJSON *member = json_member(object, type);
+    const cJSON *member = json_tree_member(object, type);
 
     if (!cJSON_IsObject(member))
         hf_refuse(reader, -ENOTSUP, "rope_parameters has no object for %s", type);
@@ -160,7 +160,7 @@ void hf_read_ropes(struct hf_reader *reader)
     const cJSON *old = hf_find(reader, "rope_scaling");
     const cJSON *now = hf_find(reader, "rope_parameters");
     const struct hf_setting *context = hf_config_find(reader->config, "context_length");
-    bool by_type = json_member(now, full) != NULL || json_member(now, sliding) != NULL;
+    bool by_type = json_tree_member(now, full) != NULL || json_tree_member(now, sliding) != NULL;
     struct rope rope = {.base = gemma ? GEMMA_BASE_DEFAULT : BASE_DEFAULT};
 
     if ((old != NULL && !cJSON_IsObject(old)) || (now != NULL && !cJSON_IsObject(now)))

@@ -1,7 +1,7 @@
 /* Headers to tensors, and an index to files. */
 #include "model/load/safetensors.h"
 
-#include "model/load/json.h"
+#include "model/load/json_tree.h"
 #include "model/load/mapping.h"
 
 #include <errno.h>
@@ -65,7 +65,7 @@ const struct safetensors_tensor *safetensors_find(const struct safetensors *safe
 /* What is wrong with a tensor; NULL: nothing. */
 static const char *read_type(struct safetensors_tensor *tensor, const cJSON *entry)
 {
-    const char *name = cJSON_GetStringValue(json_member(entry, "dtype"));
+    const char *name = cJSON_GetStringValue(json_tree_member(entry, "dtype"));
 
     if (name == NULL)
         return "its dtype is missing or no string";
@@ -80,7 +80,7 @@ static const char *read_type(struct safetensors_tensor *tensor, const cJSON *ent
 
 static const char *read_shape(struct safetensors_tensor *tensor, const cJSON *entry)
 {
-    const cJSON *shape = json_member(entry, "shape");
+    const cJSON *shape = json_tree_member(entry, "shape");
     int64_t count = 1, most = INT64_MAX / type_bytes[tensor->type];
 
     if (!cJSON_IsArray(shape))
@@ -90,7 +90,7 @@ static const char *read_shape(struct safetensors_tensor *tensor, const cJSON *en
 
         if (tensor->dim_count == SAFETENSORS_DIM_MAX)
             return "it has more than eight dimensions";
-        if (!json_int(dim, target) || *target < 0)
+        if (!json_tree_int(dim, target) || *target < 0)
             return "a dimension is no count";
         if (*target > 0 && count > most / *target)
             return "its values are too many";
@@ -105,11 +105,11 @@ static const char *read_shape(struct safetensors_tensor *tensor, const cJSON *en
 static const char *read_place(struct safetensors_tensor *tensor, const cJSON *entry,
                               const unsigned char *data, size_t bytes)
 {
-    const cJSON *offsets = json_member(entry, "data_offsets");
+    const cJSON *offsets = json_tree_member(entry, "data_offsets");
     int64_t begin, end;
 
     if (!cJSON_IsArray(offsets) || cJSON_GetArraySize(offsets) != 2 ||
-        !json_int(offsets->child, &begin) || !json_int(offsets->child->next, &end))
+        !json_tree_int(offsets->child, &begin) || !json_tree_int(offsets->child->next, &end))
         return "its data_offsets are missing or no pair of integers";
     if (begin < 0 || begin > end || (uint64_t)end > bytes)
         return "its data_offsets are not within the file";
@@ -123,7 +123,8 @@ static int refuse_tensor(const char *name, const char *why, char *error, size_t 
 {
     char text[NAME_BYTES];
 
-    snprintf(error, error_bytes, "tensor %s: %s", json_printable(name, text, sizeof(text)), why);
+    snprintf(error, error_bytes, "tensor %s: %s", json_tree_printable(name, text, sizeof(text)),
+             why);
     return -EINVAL;
 }
 
@@ -145,7 +146,7 @@ static int read_header(struct safetensors_file *file, const unsigned char *bytes
     }
     *data = SIZE_BYTES + (size_t)size;
     file->header =
-        json_parse((const char *)bytes + SIZE_BYTES, (size_t)size, detail, sizeof(detail));
+        json_tree_parse((const char *)bytes + SIZE_BYTES, (size_t)size, detail, sizeof(detail));
     if (file->header == NULL || !cJSON_IsObject(file->header)) {
         snprintf(error, error_bytes, "its header: %s",
                  file->header == NULL ? detail : "no JSON object");
@@ -301,7 +302,7 @@ static int list_files(const cJSON *map, const char ***list, size_t *count, char 
 
         if (!is_plain(file)) {
             snprintf(error, error_bytes, "tensor %s: its file is no plain name of a safetensors",
-                     json_printable(entry->string, text, sizeof(text)));
+                     json_tree_printable(entry->string, text, sizeof(text)));
             return -EINVAL;
         }
         name[all++] = file;
@@ -361,7 +362,7 @@ static int compare_with_map(const struct safetensors *safetensors, const cJSON *
 static int open_indexed(struct safetensors *safetensors, const char *folder, const cJSON *index,
                         char *error, size_t error_bytes)
 {
-    const cJSON *map = json_member(index, "weight_map");
+    const cJSON *map = json_tree_member(index, "weight_map");
     const char **name = NULL;
     size_t count = 0;
     int status = -EINVAL;
@@ -400,7 +401,7 @@ static int open_index(struct safetensors *safetensors, const char *folder, const
         status = -EINVAL;
     }
     if (status == 0) {
-        index = json_parse((const char *)map, bytes, detail, sizeof(detail));
+        index = json_tree_parse((const char *)map, bytes, detail, sizeof(detail));
         status = index == NULL ? -EINVAL : 0;
     }
     if (status == 0)

@@ -4,7 +4,7 @@
 
 #include "model/load/gguf.h"
 #include "model/load/hf.h"
-#include "model/load/json.h"
+#include "model/load/json_tree.h"
 #include "model/load/safetensors.h"
 #include "model/load/source_private.h"
 
@@ -435,7 +435,7 @@ void source_check_used(struct source *source)
 
     if (unused != NULL)
         source_refuse(source, -ENOTSUP, "tensor %s has no place in architecture %s",
-                      json_printable(unused, text, sizeof(text)), source->architecture);
+                      json_tree_printable(unused, text, sizeof(text)), source->architecture);
     if (gguf == NULL)
         return;
     for (int64_t i = 0; i < gguf->tensor_count; i++) {

@@ -64,7 +64,7 @@ struct source_summary {
     char name[SOURCE_NAME_BYTES]; /* the model's own, or the file's */
     char architecture[64];
     char tokenizer[64]; /* kind, "" for none */
-    int32_t version;    /* of the file format */
+    int32_t version;    /* of a GGUF; 0: a folder of safetensors */
     int32_t part_count; /* files */
     int64_t file_bytes;
     int64_t tensor_count;

@@ -1,5 +1,5 @@
 /* Bounds before cJSON, duplicates after it. */
-#include "model/load/json.h"
+#include "model/load/json_tree.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -42,8 +42,8 @@ static const char *find_excess(const char *at, const char *end)
         } else if (c == ',') {
             values++;
         }
-        if (depth > JSON_DEPTH_MAX || values > JSON_VALUE_MAX)
-            return depth > JSON_DEPTH_MAX ? "nested too deeply" : "too many values";
+        if (depth > JSON_TREE_DEPTH_MAX || values > JSON_TREE_VALUE_MAX)
+            return depth > JSON_TREE_DEPTH_MAX ? "nested too deeply" : "too many values";
     }
     return NULL;
 }
@@ -93,7 +93,7 @@ static bool check_duplicates(const cJSON *value, char *error, size_t error_bytes
     }
     if (twice != NULL) {
         snprintf(error, error_bytes, "\"%s\" is there twice",
-                 json_printable(twice, text, sizeof(text)));
+                 json_tree_printable(twice, text, sizeof(text)));
         return false;
     }
     for (member = value->child; member != NULL; member = member->next)
@@ -102,7 +102,7 @@ static bool check_duplicates(const cJSON *value, char *error, size_t error_bytes
     return true;
 }
 
-cJSON *json_parse(const char *text, size_t bytes, char *error, size_t error_bytes)
+cJSON *json_tree_parse(const char *text, size_t bytes, char *error, size_t error_bytes)
 {
     const char *end = text + bytes, *stop = NULL;
     const char *excess = find_excess(text, end);
@@ -129,7 +129,7 @@ cJSON *json_parse(const char *text, size_t bytes, char *error, size_t error_byte
     return NULL;
 }
 
-const cJSON *json_member(const cJSON *object, const char *name)
+const cJSON *json_tree_member(const cJSON *object, const char *name)
 {
     const cJSON *member =
         cJSON_IsObject(object) ? cJSON_GetObjectItemCaseSensitive(object, name) : NULL;
@@ -137,7 +137,7 @@ const cJSON *json_member(const cJSON *object, const char *name)
     return member == NULL || cJSON_IsNull(member) ? NULL : member;
 }
 
-bool json_int(const cJSON *value, int64_t *out)
+bool json_tree_int(const cJSON *value, int64_t *out)
 {
     if (!cJSON_IsNumber(value) || !(fabs(value->valuedouble) < 9007199254740992.0) ||
         value->valuedouble != floor(value->valuedouble))
@@ -146,7 +146,7 @@ bool json_int(const cJSON *value, int64_t *out)
     return true;
 }
 
-const char *json_printable(const char *string, char *text, size_t max)
+const char *json_tree_printable(const char *string, char *text, size_t max)
 {
     size_t count = 0;
 
