@@ -38,14 +38,17 @@ static float round_to(float factor, int bits)
 
 float source_round(const struct source *source, float factor)
 {
-    enum format format;
+    struct tensor embed = {0};
+    const char *unsupported;
 
     if (source->hf == NULL)
         return factor;
-    format = source->hf->config.format;
-    if (format == FORMAT_F32)
+    /* The tensors decide what the type is; without any, config.json does. */
+    embed.format = source->hf->config.format;
+    hf_folder_tensor(source->hf, ROLE_EMBED, LAYER_NONE, "weight", &embed, &unsupported);
+    if (embed.format == FORMAT_F32)
         return factor;
-    return round_to(factor, format == FORMAT_F16 ? 11 : 8);
+    return round_to(factor, embed.format == FORMAT_F16 ? 11 : 8);
 }
 
 bool source_ties_head(const struct source *source)

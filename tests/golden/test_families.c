@@ -410,6 +410,133 @@ static void a_gguf_of_it_is_the_same_model(void)
     unlink(path);
 }
 
+/* ---- the same models in other folders ---- */
+
+static const char *shards[] = {"model-00001-of-00002.safetensors",
+                               "model-00002-of-00002.safetensors"};
+
+static FILE *create(const char *path, const char *name)
+{
+    char whole[160];
+    FILE *file;
+
+    snprintf(whole, sizeof(whole), "%s/%s", path, name);
+    file = fopen(whole, "wb");
+    if (file == NULL)
+        abort();
+    return file;
+}
+
+/* Without the prefix that the checkpoints have. */
+static const char *short_name(const char *name)
+{
+    return strncmp(name, "model.", 6) == 0 ? name + 6 : name;
+}
+
+/* Every second tensor, as F32, behind a header that leaves the data at an odd address. */
+static void write_shard(const char *path, const struct safetensors *from, int shard)
+{
+    char *header = NULL;
+    size_t bytes = 0, end = 0;
+    FILE *text = open_memstream(&header, &bytes), *file = create(path, shards[shard]);
+    uint64_t size;
+
+    for (int64_t i = shard; i < from->tensor_count; i += 2) {
+        const struct safetensors_tensor *tensor = &from->tensor[i];
+
+        fprintf(text, "%s\"%s\":{\"dtype\":\"F32\",\"shape\":[", i == shard ? "{" : ",",
+                short_name(tensor->name));
+        for (int k = 0; k < tensor->dim_count; k++)
+            fprintf(text, "%s%" PRId64, k > 0 ? "," : "", tensor->dim[k]);
+        fprintf(text, "],\"data_offsets\":[%zu,%zu]}", end, end + 2 * tensor->bytes);
+        end += 2 * tensor->bytes;
+    }
+    fprintf(text, "}");
+    while (ftell(text) % 2 == 0)
+        fprintf(text, " ");
+    fclose(text);
+    size = bytes;
+    fwrite(&size, sizeof(size), 1, file);
+    fwrite(header, 1, bytes, file);
+    for (int64_t i = shard; i < from->tensor_count; i += 2)
+        for (int64_t k = 0; k < from->tensor[i].value_count; k++) {
+            uint32_t value = (uint32_t)from->tensor[i].data[2 * k] << 16 |
+                             (uint32_t)from->tensor[i].data[2 * k + 1] << 24;
+
+            fwrite(&value, sizeof(value), 1, file);
+        }
+    fclose(file);
+    free(header);
+}
+
+static void write_index(const char *path, const struct safetensors *from)
+{
+    FILE *file = create(path, "model.safetensors.index.json");
+
+    for (int64_t i = 0; i < from->tensor_count; i++)
+        fprintf(file, "%s\"%s\":\"%s\"", i == 0 ? "{\"weight_map\":{" : ",",
+                short_name(from->tensor[i].name), shards[i % 2]);
+    fprintf(file, "}}");
+    fclose(file);
+}
+
+static void copy_config(const char *path)
+{
+    char text[8192] = "", from[160];
+    FILE *source, *target = create(path, "config.json");
+    size_t count;
+
+    snprintf(from, sizeof(from), "../shared/checkpoints/%s/config.json", family);
+    source = fopen(from, "rb");
+    if (source == NULL)
+        abort();
+    count = fread(text, 1, sizeof(text), source);
+    if (count == 0 || count == sizeof(text) || fwrite(text, 1, count, target) != count)
+        abort();
+    fclose(source);
+    fclose(target);
+}
+
+static void erase(const char *path, const char *name)
+{
+    char whole[160];
+
+    snprintf(whole, sizeof(whole), "%s/%s", path, name);
+    unlink(whole);
+}
+
+static void shards_of_f32_without_the_prefix_are_the_same_model(void)
+{
+    char path[] = "/tmp/quire-shards-XXXXXX", text[128], error[512];
+    struct safetensors *from;
+    double worst;
+
+    if (golden == NULL)
+        SKIP("../shared/checkpoints is not there");
+    EXPECT_INT(safetensors_open(&from, folder(text, sizeof(text)), error, sizeof(error)), ==, 0);
+    if (from == NULL || mkdtemp(path) == NULL)
+        abort();
+    copy_config(path);
+    write_index(path, from);
+    write_shard(path, from, 0);
+    write_shard(path, from, 1);
+    safetensors_close(from);
+    driver_kv = KV_F32;
+    driver_skips_tokenizer = true;
+    EXPECT(driver_open(&driver, path, TOKEN_MAX));
+    if (driver.model != NULL) {
+        EXPECT_STRING(model_info(driver.model)->format, "F32");
+        worst = worst_share();
+        EXPECT(worst > 0 && worst <= 1e-4);
+        model_close(driver.model);
+    }
+    erase(path, "config.json");
+    erase(path, "model.safetensors.index.json");
+    erase(path, shards[0]);
+    erase(path, shards[1]);
+    rmdir(path);
+}
+
 static void *read_golden(size_t *bytes)
 {
     char path[160];
@@ -444,6 +571,7 @@ static void run(void)
     TEST(a_cache_of_halves_costs_little);
     TEST(greedy_is_the_references_step_by_step);
     TEST(a_sequence_has_the_same_bits_however_steps_are_cut);
+    TEST(shards_of_f32_without_the_prefix_are_the_same_model);
     if (strcmp(family, "gemma3") != 0) /* test_tiny.c has its GGUF */
         TEST(a_gguf_of_it_is_the_same_model);
     safetensors_close(golden);
