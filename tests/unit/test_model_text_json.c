@@ -1,4 +1,5 @@
 /* Real tokenizer.json files against the ids and texts of the original tokenizers. */
+#include "model/text/bpe.h"
 #include "model/text/detokenizer.h"
 #include "model/text/json_reader.h"
 #include "model/text/tokenizer_json.h"
@@ -185,9 +186,9 @@ static int line_is_wrong(const struct tokenizer *tokenizer, const struct line *l
 }
 
 /* Lines that are wrong, or -1: the files are not here. */
-static int wrong_lines(const char *name, const struct tokenizer *tokenizer)
+static int wrong_lines(const char *name, const struct tokenizer *tokenizer, bool quiet)
 {
-    static struct line line;
+    struct line line;
     char path[256], *json = NULL;
     size_t max = 0;
     ssize_t bytes;
@@ -203,7 +204,7 @@ static int wrong_lines(const char *name, const struct tokenizer *tokenizer)
         free(line.memory);
         count++;
         wrong_count += wrong != 0;
-        if (wrong != 0)
+        if (wrong != 0 && !quiet)
             printf("%s, line %d: wrong in %d (1 ids, 2 ids_plain, 4 decoded, 8 decoded_skip)\n",
                    name, count, wrong);
     }
@@ -223,9 +224,9 @@ static void check_name(const char *name)
     if (tokenizer == NULL && access(shared, R_OK) != 0)
         SKIP("../shared is not here");
     EXPECT(tokenizer != NULL);
-    EXPECT_INT(wrong_lines(name, tokenizer), ==, 0);
-    /* From cache to memoised tokens: the second time gives the same. */
-    EXPECT_INT(wrong_lines(name, tokenizer), ==, 0);
+    EXPECT_INT(wrong_lines(name, tokenizer, false), ==, 0);
+    /* What was found out about tokens the first time is used the second time. */
+    EXPECT_INT(wrong_lines(name, tokenizer, false), ==, 0);
     printf("%s: %d tokens, opened in %.0f ms of CPU\n", name, tokenizer_count(tokenizer), open_ms);
     if (!sanitized)
         EXPECT(open_ms < 1000);
@@ -262,6 +263,162 @@ static void llama2_is_as_the_original(void)
     check_name("llama2");
 }
 
+/* ---- the same vocabulary as a GGUF has it ---- */
+
+struct merges {
+    char *memory; /* all "left right", one after the other */
+    const char **line;
+    size_t *bytes;
+    int32_t count;
+};
+
+static void read_merge(struct json_reader *reader, char **target, struct merges *merges,
+                       char **memory)
+{
+    const char *text;
+    size_t bytes;
+    int64_t count = 0;
+
+    merges->line[merges->count] = *memory;
+    if (json_peek(reader) == '"' && json_text(reader, target, &text, &bytes)) {
+        memcpy(*memory, text, bytes);
+        *memory += bytes;
+    } else if (json_enter(reader, '[')) {
+        while (json_more(reader, '[', &count) && json_text(reader, target, &text, &bytes)) {
+            if (count == 2)
+                *(*memory)++ = ' ';
+            memcpy(*memory, text, bytes);
+            *memory += bytes;
+        }
+    }
+    merges->bytes[merges->count] = (size_t)(*memory - merges->line[merges->count]);
+    merges->count++;
+}
+
+static bool read_merges(const char *name, struct merges *merges)
+{
+    char path[256];
+    size_t bytes;
+    struct json_reader reader;
+    int64_t count = 0;
+
+    snprintf(path, sizeof(path), "build/tokenizers/%s/tokenizer.json", name);
+    char *json = read_file(path, &bytes), *decoded = malloc(bytes), *target = decoded;
+    char *memory = merges->memory = malloc(bytes);
+    const char *at = strstr(json, "\"merges\": [");
+    merges->line = calloc(bytes / 4, sizeof(*merges->line));
+    merges->bytes = calloc(bytes / 4, sizeof(*merges->bytes));
+    if (at != NULL) {
+        json_reader_init(&reader, strchr(at, '['), (size_t)(json + bytes - strchr(at, '[')));
+        json_enter(&reader, '[');
+        while (json_more(&reader, '[', &count))
+            read_merge(&reader, &target, merges, &memory);
+    }
+    free(json);
+    free(decoded);
+    return at != NULL && reader.error == NULL;
+}
+
+static struct tokenizer *as_gguf(const char *name, const struct tokenizer *from, const char *pre)
+{
+    struct merges merges = {0};
+    char error[256] = "";
+    int32_t count = tokenizer_count(from);
+    const char **spelling = calloc((size_t)count, sizeof(*spelling));
+    size_t *bytes = calloc((size_t)count, sizeof(*bytes));
+    int32_t *type = calloc((size_t)count, sizeof(*type));
+
+    EXPECT(read_merges(name, &merges));
+    for (int32_t i = 0; i < count; i++) {
+        enum token_kind kind = tokenizer_kind(from, i);
+        spelling[i] = tokenizer_spelling(from, i, &bytes[i]);
+        type[i] = kind == TOKEN_CONTROL ? 3 : kind == TOKEN_USER ? 4 : 1;
+    }
+    struct bpe_vocabulary vocabulary = {.token_count = count,
+                                        .spelling = spelling,
+                                        .spelling_bytes = bytes,
+                                        .type = type,
+                                        .merge_count = merges.count,
+                                        .merge = merges.line,
+                                        .merge_bytes = merges.bytes,
+                                        .pre = pre,
+                                        .bos = tokenizer_bos(from),
+                                        .eos = -1,
+                                        .unknown = -1,
+                                        .eot = -1,
+                                        .eom = -1,
+                                        .add_bos = -1};
+    struct tokenizer *made = tokenizer_create_bpe(&vocabulary, error, sizeof(error));
+    EXPECT_STRING(error, "");
+    free(spelling);
+    free(bytes);
+    free(type);
+    free(merges.memory);
+    free(merges.line);
+    free(merges.bytes);
+    return made;
+}
+
+static void check_gguf(const char *name, const char *pre, int wrong_max)
+{
+    struct tokenizer *tokenizer = open_name(name, NULL);
+
+    if (tokenizer == NULL && access(shared, R_OK) != 0)
+        SKIP("../shared is not here");
+    EXPECT(tokenizer != NULL);
+    struct tokenizer *made = as_gguf(name, tokenizer, pre);
+    int wrong = wrong_lines(name, made, wrong_max > 0);
+    EXPECT(wrong >= 0);
+    EXPECT_INT(wrong, <=, wrong_max);
+    tokenizer_free(made);
+    tokenizer_free(tokenizer);
+}
+
+static void a_gguf_of_llama3_gives_the_same(void)
+{
+    check_gguf("llama3_1", "llama-bpe", 0);
+}
+
+static void a_gguf_of_deepseek_gives_the_same(void)
+{
+    check_gguf("deepseek_v3", "deepseek-v3", 0);
+}
+
+static void a_gguf_of_gptoss_gives_the_same(void)
+{
+    check_gguf("gptoss", "gpt-4o", 0);
+}
+
+/* A GGUF has no normal form: the texts that NFC changes differ. */
+static void a_gguf_of_qwen3_gives_the_same_where_nfc_changes_nothing(void)
+{
+    check_gguf("qwen3", "qwen2", 32);
+}
+
+/* ---- threads ---- */
+
+static void *encode_all_lines(void *tokenizer)
+{
+    return (void *)(intptr_t)wrong_lines("qwen3", tokenizer, false);
+}
+
+static void threads_share_a_tokenizer(void)
+{
+    struct tokenizer *tokenizer = open_name("qwen3", NULL);
+    pthread_t thread[4];
+
+    if (tokenizer == NULL)
+        SKIP("../shared is not here");
+    for (int i = 0; i < 4; i++)
+        EXPECT_INT(pthread_create(&thread[i], NULL, encode_all_lines, tokenizer), ==, 0);
+    for (int i = 0; i < 4; i++) {
+        void *wrong;
+        pthread_join(thread[i], &wrong);
+        EXPECT_INT((intptr_t)wrong, ==, 0);
+    }
+    tokenizer_free(tokenizer);
+}
+
 int main(void)
 {
     TEST(llama3_is_as_the_original);
@@ -270,5 +427,10 @@ int main(void)
     TEST(deepseek_is_as_the_original);
     TEST(gemma3_is_as_the_original);
     TEST(llama2_is_as_the_original);
+    TEST(a_gguf_of_llama3_gives_the_same);
+    TEST(a_gguf_of_deepseek_gives_the_same);
+    TEST(a_gguf_of_gptoss_gives_the_same);
+    TEST(a_gguf_of_qwen3_gives_the_same_where_nfc_changes_nothing);
+    TEST(threads_share_a_tokenizer);
     return test_report();
 }
