@@ -49,10 +49,10 @@ bool json_more(struct json_reader *reader, char bracket, int64_t *count)
         reader->at++;
         return false;
     }
-    if (*count > 0 && !take(reader, ',', "no comma between elements"))
-        return false;
     if (next == 0)
         return fail(reader, "it ends too early");
+    if (*count > 0 && !take(reader, ',', "no comma between elements"))
+        return false;
     ++*count;
     return true;
 }

@@ -21,7 +21,7 @@ struct span {
 };
 
 struct parts {
-    struct span model, added, normalizer, splitter, frame, decoder;
+    struct span added, normalizer, splitter, frame, decoder;
     struct span type, vocab, merges, unknown, ignore_merges, fallback, fuse, dropout, prefix,
         suffix;
 };
@@ -64,63 +64,69 @@ static bool refuse_json(struct opening *opening, const struct json_reader *reade
 struct member {
     const char *name;
     struct span *span;
+    const struct member *inside; /* NULL: its members are not looked for */
 };
 
-static bool find_members(struct opening *opening, struct span object, const char *where,
-                         const struct member *member)
+/* The members of an object; the reader says what is wrong. */
+static bool find_members(struct json_reader *reader, char **decoded, const struct member *member)
 {
-    struct json_reader reader;
     const char *key;
     size_t key_bytes;
     int64_t count = 0;
 
-    json_reader_init(&reader, object.json, object.bytes);
-    if (!json_enter(&reader, '{'))
-        return refuse_json(opening, &reader, where);
-    while (json_more(&reader, '{', &count)) {
+    if (!json_enter(reader, '{'))
+        return false;
+    while (json_more(reader, '{', &count)) {
+        const struct member *known = member;
         struct span value;
-        if (!json_key(&reader, &opening->decoded_next, &key, &key_bytes) ||
-            !json_skip(&reader, &value.json, &value.bytes))
-            break;
-        for (const struct member *known = member; known->name != NULL; known++) {
-            if (strlen(known->name) == key_bytes && memcmp(known->name, key, key_bytes) == 0)
-                *known->span = value;
+        if (!json_key(reader, decoded, &key, &key_bytes))
+            return false;
+        while (known->name != NULL &&
+               (strlen(known->name) != key_bytes || memcmp(known->name, key, key_bytes) != 0))
+            known++;
+        if (known->inside != NULL) {
+            if (!find_members(reader, decoded, known->inside))
+                return false;
+            continue;
         }
+        if (!json_skip(reader, &value.json, &value.bytes))
+            return false;
+        if (known->span != NULL)
+            *known->span = value;
     }
-    return reader.error == NULL || refuse_json(opening, &reader, where);
+    return reader->error == NULL;
 }
 
 static bool find_parts(struct opening *opening, const char *json, size_t json_bytes)
 {
     struct parts *parts = &opening->parts;
-    const struct member file[] = {
-        {"model", &parts->model},
-        {"added_tokens", &parts->added},
-        {"normalizer", &parts->normalizer},
-        {"pre_tokenizer", &parts->splitter},
-        {"decoder", &parts->decoder},
-        {"post_processor", &parts->frame},
-        {NULL, NULL},
-    };
     const struct member model[] = {
-        {"type", &parts->type},
-        {"vocab", &parts->vocab},
-        {"merges", &parts->merges},
-        {"unk_token", &parts->unknown},
-        {"ignore_merges", &parts->ignore_merges},
-        {"byte_fallback", &parts->fallback},
-        {"fuse_unk", &parts->fuse},
-        {"dropout", &parts->dropout},
-        {"continuing_subword_prefix", &parts->prefix},
-        {"end_of_word_suffix", &parts->suffix},
-        {NULL, NULL},
+        {"type", &parts->type, NULL},
+        {"vocab", &parts->vocab, NULL},
+        {"merges", &parts->merges, NULL},
+        {"unk_token", &parts->unknown, NULL},
+        {"ignore_merges", &parts->ignore_merges, NULL},
+        {"byte_fallback", &parts->fallback, NULL},
+        {"fuse_unk", &parts->fuse, NULL},
+        {"dropout", &parts->dropout, NULL},
+        {"continuing_subword_prefix", &parts->prefix, NULL},
+        {"end_of_word_suffix", &parts->suffix, NULL},
+        {NULL, NULL, NULL},
     };
+    const struct member file[] = {
+        {"model", NULL, model},
+        {"added_tokens", &parts->added, NULL},
+        {"normalizer", &parts->normalizer, NULL},
+        {"pre_tokenizer", &parts->splitter, NULL},
+        {"decoder", &parts->decoder, NULL},
+        {"post_processor", &parts->frame, NULL},
+        {NULL, NULL, NULL},
+    };
+    struct json_reader reader;
 
-    if (!find_members(opening, (struct span){json, json_bytes}, "the file", file))
-        return false;
-    if (parts->model.json == NULL)
-        return refuse(opening, "it has no model", "");
-    return find_members(opening, parts->model, "the model", model);
+    json_reader_init(&reader, json, json_bytes);
+    return find_members(&reader, &opening->decoded_next, file) ||
+           refuse_json(opening, &reader, "the file");
 }
 
 static bool span_is(struct span span, const char *text)

@@ -335,7 +335,7 @@ static void broken_files_are_refused(void)
 {
     EXPECT_STRING(refusal(""), "tokenizer.json: no object in the file, at byte 0 of it");
     EXPECT_STRING(refusal("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[]"),
-                  "tokenizer.json: no value in the file, at byte 37 of it");
+                  "tokenizer.json: it ends too early in the file, at byte 37 of it");
     EXPECT_STRING(refusal("{\"model\":{\"vocab\":{\"a\":0},\"merges\":[\"a b\"]}}"),
                   "could not use the vocabulary: merge 0 joins what are no tokens, or to none");
     EXPECT_STRING(refusal("{\"model\":{\"vocab\":{\"a\":0,\"b\":0},\"merges\":[]}}"),
