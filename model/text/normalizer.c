@@ -30,6 +30,7 @@ static int grow(struct growing *growing, size_t more)
     if (more > TEXT_BYTES_MAX || growing->bytes > TEXT_BYTES_MAX - more)
         return -EFBIG;
     size_t max = growing->max + growing->max / 2 + more;
+    assert(max >= more && max > growing->max);
     char *grown = realloc(growing->text, max);
     if (grown == NULL)
         return -ENOMEM;
@@ -42,8 +43,9 @@ static int append(struct growing *growing, const char *text, size_t bytes)
 {
     int result = grow(growing, bytes);
 
-    if (result != 0)
+    if (result != 0 || bytes == 0)
         return result;
+    assert(growing->text != NULL);
     memcpy(growing->text + growing->bytes, text, bytes);
     growing->bytes += bytes;
     return 0;
@@ -51,9 +53,10 @@ static int append(struct growing *growing, const char *text, size_t bytes)
 
 static int append_code(struct growing *growing, int32_t code)
 {
-    char byte[4];
+    char byte[4] = "";
+    size_t bytes = unicode_put(byte, code);
 
-    return append(growing, byte, unicode_put(byte, code));
+    return append(growing, byte, bytes);
 }
 
 /* ---- normal forms ---- */
@@ -328,13 +331,13 @@ int normalizer_run(const struct normalizer *normalizer, struct regex_scratch *sc
         if (result == 0)
             result = run_step(step, scratch, normalized->text, normalized->bytes, &growing);
         free(normalized->memory);
-        *normalized = (struct normalized){
-            .text = growing.text, .bytes = growing.bytes, .memory = growing.text};
         if (result != 0) {
             free(growing.text);
             *normalized = (struct normalized){0};
             return result;
         }
+        normalized->text = normalized->memory = growing.text;
+        normalized->bytes = growing.bytes;
     }
     return 0;
 }

@@ -214,8 +214,8 @@ static bool read_vocabulary(struct opening *opening)
 
 static bool read_merge(struct opening *opening, struct json_reader *reader)
 {
-    const char *text[2];
-    size_t bytes[2];
+    const char *text[2] = {NULL, NULL};
+    size_t bytes[2] = {0, 0};
     int64_t count = 0;
     char **target = &opening->decoded_next;
 
@@ -256,7 +256,7 @@ static bool read_merges(struct opening *opening)
     }
     if (reader.error != NULL)
         return refuse_json(opening, &reader, "merges");
-    if (count > 4 * SPM_TOKEN_MAX)
+    if (count > 4 * (int64_t)SPM_TOKEN_MAX)
         return refuse(opening, "too many merges", "");
     if (!bpe_reserve(opening->bpe, (int32_t)count, opening->error, opening->error_bytes))
         return false;

@@ -118,8 +118,8 @@ static void read_ids(struct json_reader *reader, struct ids *ids)
 static void read_line(const char *json, size_t bytes, struct line *line)
 {
     struct json_reader reader;
-    const char *key, *value;
-    size_t key_bytes, value_bytes;
+    const char *key = "", *value;
+    size_t key_bytes = 0, value_bytes;
     int64_t count = 0;
     char *target = line->memory = malloc(bytes);
 
@@ -150,8 +150,8 @@ static bool encodes_to(const struct tokenizer *tokenizer, struct text text, unsi
 {
     int32_t *token;
     int64_t count = tokenizer_encode(tokenizer, text.byte, text.count, flags, &token);
-    bool same =
-        count == want->count && memcmp(token, want->token, (size_t)count * sizeof(int32_t)) == 0;
+    bool same = count == want->count && token != NULL &&
+                memcmp(token, want->token, (size_t)count * sizeof(int32_t)) == 0;
     free(token);
     return same;
 }
@@ -168,7 +168,7 @@ static bool decodes_to(const struct tokenizer *tokenizer, const struct ids *ids,
     for (int64_t i = 0; good && i < ids->count; i++)
         good = detokenizer_put(&detokenizer, ids->token[i], text, &bytes, max);
     good = good && detokenizer_end(&detokenizer, text, &bytes, max);
-    good = good && bytes == want.count && memcmp(text, want.byte, bytes) == 0;
+    good = good && bytes == want.count && want.byte != NULL && memcmp(text, want.byte, bytes) == 0;
     free(text);
     return good;
 }
@@ -188,7 +188,7 @@ static int line_is_wrong(const struct tokenizer *tokenizer, const struct line *l
 /* Lines that are wrong, or -1: the files are not here. */
 static int wrong_lines(const char *name, const struct tokenizer *tokenizer, bool quiet)
 {
-    struct line line;
+    struct line line = {0};
     char path[256], *json = NULL;
     size_t max = 0;
     ssize_t bytes;
@@ -298,16 +298,19 @@ static void read_merge(struct json_reader *reader, char **target, struct merges 
 static bool read_merges(const char *name, struct merges *merges)
 {
     char path[256];
-    size_t bytes;
-    struct json_reader reader;
+    size_t bytes = 0;
+    struct json_reader reader = {0};
     int64_t count = 0;
 
     snprintf(path, sizeof(path), "build/tokenizers/%s/tokenizer.json", name);
-    char *json = read_file(path, &bytes), *decoded = malloc(bytes), *target = decoded;
-    char *memory = merges->memory = malloc(bytes);
+    char *json = read_file(path, &bytes);
+    if (json == NULL)
+        return false;
+    char *decoded = malloc(bytes + 1), *target = decoded;
+    char *memory = merges->memory = malloc(bytes + 1);
     const char *at = strstr(json, "\"merges\": [");
-    merges->line = calloc(bytes / 4, sizeof(*merges->line));
-    merges->bytes = calloc(bytes / 4, sizeof(*merges->bytes));
+    merges->line = calloc(bytes / 4 + 1, sizeof(*merges->line));
+    merges->bytes = calloc(bytes / 4 + 1, sizeof(*merges->bytes));
     if (at != NULL) {
         json_reader_init(&reader, strchr(at, '['), (size_t)(json + bytes - strchr(at, '[')));
         json_enter(&reader, '[');
