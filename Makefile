@@ -13,7 +13,7 @@ CC := gcc
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -fno-omit-frame-pointer -ffp-contract=off -pthread -I. \
 	-Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -MMD -MP
 PILLAR_CFLAGS := -Wconversion -Wno-sign-conversion
-LDLIBS := -lmicrohttpd -lcjson -lyaml -lm -pthread
+LDLIBS := -lmicrohttpd -lcjson -lyaml -lpcre2-8 -lutf8proc -lm -pthread
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Werror all-warnings --fmad=true \
 	-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 \
 	-gencode arch=compute_89,code=sm_89 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-threadsafe-statics
@@ -145,6 +145,7 @@ model: ## brings the embedded model, 241 MB, to build/models and checks it
 
 # What the build and `make model` need; installed by apt-get, and nothing is done when all is there.
 PACKAGES := gcc libc6-dev make git libmicrohttpd-dev libcjson-dev libyaml-dev libxxhash-dev \
+	libpcre2-dev libutf8proc-dev \
 	curl ca-certificates unzip python3-pip
 PACKAGES_LINT := clang-format clang-tidy cppcheck
 PACKAGES_FUZZ := clang libclang-rt-14-dev

@@ -43,7 +43,7 @@
            "on a GPU; 0.5 on a CPU, and a KV cache of at most 4 GiB")                              \
     OPTION(DEVICE, BYTES, kv_cache_memory_bytes, "0", 0, INT64_MAX, "",                            \
            "exact size of the KV cache; 0: from gpu-memory-utilization")                           \
-    OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, INT32_MAX, "",                            \
+    OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, 1 << 28, "",                              \
            "exact number of KV blocks, on a CPU too; 0: from the sizes above")                     \
     OPTION(DEVICE, INT, block_size, "16", 1, 256, "", "tokens a KV block holds; a power of two")   \
     OPTION(SCHEDULER, INT, max_num_seqs, "0", 0, 65536, "",                                        \

@@ -17,6 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 enum { KEY_BYTES = 192 };
 
@@ -194,6 +195,14 @@ static void sum_gguf(const struct gguf *gguf, struct source_summary *summary)
     }
 }
 
+static bool has_file(const char *folder, const char *name)
+{
+    char path[4096];
+
+    return (size_t)snprintf(path, sizeof(path), "%s/%s", folder, name) < sizeof(path) &&
+           access(path, R_OK) == 0;
+}
+
 void source_summary(const struct source *source, struct source_summary *summary)
 {
     struct gguf_string name = {"", 0};
@@ -206,6 +215,8 @@ void source_summary(const struct source *source, struct source_summary *summary)
                        summary->tokenizer, sizeof(summary->tokenizer));
     } else {
         hf_folder_summary(source->hf, summary);
+        if (has_file(source->path, "tokenizer.json"))
+            snprintf(summary->tokenizer, sizeof(summary->tokenizer), "tokenizer.json");
         if (!source_ties_head(source) && !source_has_tensor(source, ROLE_HEAD, LAYER_NONE))
             snprintf(summary->note, sizeof(summary->note),
                      "there is no lm_head.weight, though the head is not said to be tied: the "

@@ -204,6 +204,24 @@ static void greedy_is_the_references_step_by_step(void)
     model_close(driver.model);
 }
 
+static void its_tokenizer_comes_with_it(void)
+{
+    const struct model_info *info;
+    char path[128];
+
+    if (golden == NULL)
+        SKIP("../shared/checkpoints is not there");
+    driver_skips_tokenizer = false;
+    EXPECT(driver_open(&driver, folder(path, sizeof(path)), TOKEN_MAX));
+    if (driver.model == NULL)
+        return;
+    info = model_info(driver.model);
+    EXPECT(model_tokenizer(driver.model) != NULL);
+    EXPECT_INT(info->end_count, ==, 1);
+    EXPECT_INT(info->end_token[0], ==, 2);
+    model_close(driver.model);
+}
+
 /* ---- determinism ---- */
 
 static void expect_same_bits(struct sequence *alone, int32_t chunk, int32_t token_max,
@@ -570,6 +588,7 @@ static void run(void)
     TEST(log_probabilities_are_the_references);
     TEST(a_cache_of_halves_costs_little);
     TEST(greedy_is_the_references_step_by_step);
+    TEST(its_tokenizer_comes_with_it);
     TEST(a_sequence_has_the_same_bits_however_steps_are_cut);
     TEST(shards_of_f32_without_the_prefix_are_the_same_model);
     if (strcmp(family, "gemma3") != 0) /* test_tiny.c has its GGUF */

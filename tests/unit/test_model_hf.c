@@ -519,6 +519,10 @@ static void without_their_files_weights_are_missed(void)
     EXPECT(strstr(message, "neither model.safetensors nor") != NULL);
     save_tensor("model.safetensors", "model.embed_tokens.weight");
     EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, -EINVAL);
+    options.dummy_weights = true;
+    EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, -ENOENT);
+    EXPECT(strstr(message, "tokenizer.json: No such file") != NULL);
+    options.dummy_weights = false;
     save_tensor("model.safetensors", "stranger");
     EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, -EINVAL);
     EXPECT(strstr(message, "tensor model.embed_tokens.weight is missing") != NULL);
