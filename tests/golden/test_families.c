@@ -217,7 +217,7 @@ static void its_tokenizer_comes_with_it(void)
         return;
     info = model_info(driver.model);
     EXPECT(model_tokenizer(driver.model) != NULL);
-    EXPECT_INT(info->end_count, ==, 2); /* <|eos|> of the configs, <|im_end|> by its name */
+    EXPECT_INT(info->end_count, ==, 2); /* of the configs; <|endoftext|> by name */
     EXPECT_INT(info->end_token[0], ==, 2);
     EXPECT_INT(info->end_token[1], ==, 0);
     model_close(driver.model);
