@@ -141,6 +141,8 @@ static void log_ready(const struct serving *serving)
     log_info("model", "loaded name=\"%s\" architecture=%s format=%s parameters=%lld device=\"%s\"",
              info->name, info->architecture, info->format, (long long)info->parameter_count,
              info->device);
+    if (info->note[0] != '\0')
+        log_warn("model", "%s", info->note);
     log_info("model", "memory weights_mib=%lld kv_mib=%lld workspace_mib=%lld",
              (long long)(info->weight_bytes >> 20), (long long)(info->kv_bytes >> 20),
              (long long)(info->workspace_bytes >> 20));
