@@ -88,7 +88,7 @@ static void fail(struct job *job, int32_t status, const char *code, const char *
     struct stream_error error = {.status = status};
 
     snprintf(error.type, sizeof error.type, "%s",
-             status >= 500 ? "server_error" : "invalid_request_error");
+             status >= 500 ? "service_unavailable_error" : "invalid_request_error");
     snprintf(error.code, sizeof error.code, "%s", code);
     snprintf(error.param, sizeof error.param, "%s", param);
     snprintf(error.message, sizeof error.message, "%s", message);
