@@ -13,7 +13,7 @@ CC := gcc
 CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -fno-omit-frame-pointer -ffp-contract=off -pthread -I. \
 	-Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wmissing-prototypes -Wvla -MMD -MP
 PILLAR_CFLAGS := -Wconversion -Wno-sign-conversion
-LDLIBS := -lmicrohttpd -lcjson -lyaml -lm -pthread
+LDLIBS := -lmicrohttpd -lcjson -lyaml -lpcre2-8 -lutf8proc -lm -pthread
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Werror all-warnings --fmad=true \
 	-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 \
 	-gencode arch=compute_89,code=sm_89 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-threadsafe-statics
@@ -145,6 +145,7 @@ model: ## brings the embedded model, 241 MB, to build/models and checks it
 
 # What the build and `make model` need; installed by apt-get, and nothing is done when all is there.
 PACKAGES := gcc libc6-dev make git libmicrohttpd-dev libcjson-dev libyaml-dev libxxhash-dev \
+	libpcre2-dev libutf8proc-dev \
 	curl ca-certificates unzip python3-pip
 PACKAGES_LINT := clang-format clang-tidy cppcheck
 PACKAGES_FUZZ := clang libclang-rt-14-dev
@@ -170,7 +171,10 @@ help: ## this list
 .PHONY: test test-only asan tsan sim mutants fuzz lint release-check test-cuda test-cuda-memcheck
 SIM_SEEDS ?= 100
 SEED ?= 1
-TESTS := $(UNIT) $(OPS) $(GOLDEN) $(E2E)
+# SLOW=0 leaves out the real model against its truth: minutes under a sanitizer, and the tiny models
+# of test_tiny run the same code.
+SLOW ?= 1
+TESTS := $(UNIT) $(OPS) $(if $(filter 0,$(SLOW)),$(filter-out %/test_truth,$(GOLDEN)),$(GOLDEN)) $(E2E)
 test: deps ## builds and passes all tests; ends with "N passed, N failed"
 	@$(MAKE) --no-print-directory -k build test-only
 
@@ -210,6 +214,7 @@ release-check: ## everything: tests, sanitizers, lint, simulation, mutants, fuzz
 
 test-cuda: $(OPS) $(GOLDEN) ## the ops and a small model on the GPU of this machine
 	@for t in $(OPS); do $$t --backend cuda || exit 1; done
+	@$(OUT)/tests/golden/test_cuda && $(OUT)/tests/golden/test_truth --device cuda
 test-cuda-memcheck: $(OPS) ## the same under compute-sanitizer
 	@for tool in memcheck racecheck synccheck; do for t in $(OPS); do \
 	compute-sanitizer --error-exitcode 1 --tool $$tool $$t --backend cuda || exit 1; done; done

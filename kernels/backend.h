@@ -35,6 +35,9 @@ enum {
 
 struct device; /* a backend's own */
 
+/* How keys and values are kept. AUTO is the backend's own choice, of 16 bits. */
+enum kv_dtype { KV_AUTO, KV_F16, KV_F32 };
+
 struct device_options {
     int32_t index;        /* which GPU; 0 on a CPU */
     int32_t thread_count; /* CPU: threads that compute, the rank's own included; 0: one a core */
@@ -46,6 +49,7 @@ struct device_options {
     int32_t history_max;  /* as in struct step, so that step_begin allocates nothing */
     int32_t change_max;
     int32_t move_max;
+    enum kv_dtype kv_dtype; /* -ENOTSUP from kv_open where the backend has none of it */
 };
 
 /* ---- what a step is: plain data, filled by the engine, good until that step's sync ---- */

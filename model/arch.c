@@ -5,7 +5,7 @@
 #include <string.h>
 
 static const struct arch *const table[] = {
-    &arch_gemma3,
+    &arch_llama, &arch_mistral, &arch_qwen2, &arch_qwen3, &arch_gemma3,
 };
 
 enum { ARCH_COUNT = sizeof(table) / sizeof(*table) };

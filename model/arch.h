@@ -17,15 +17,27 @@
 
 enum {
     LAYER_MAX = 1024,
-    ROPE_MAX = 2, /* kinds of rotation in one model */
+    ROPE_MAX = 2,        /* kinds of rotation in one model */
+    ROPE_PAIR_MAX = 256, /* of dims that rotate together */
 };
 
-/* A kind of rotation; its table is made once for all layers that use it. */
+enum rope_scaling { ROPE_LINEAR, ROPE_LLAMA3, ROPE_YARN };
+
+/* A kind of rotation; its table is made once for all layers that use it (rope.h has the
+ * formulas). */
 struct rope_shape {
     double base;
-    double factor;  /* linear scaling: positions are divided by it; 1: none */
     int32_t rotary; /* dims of a head that rotate */
     enum rope_pairing pairing;
+    enum rope_scaling scaling;
+    double factor;         /* how much longer the context is; LINEAR 1: not scaled */
+    double original;       /* LLAMA3, YARN: the context before */
+    double low, high;      /* LLAMA3: wavelengths in that context */
+    double fast, slow;     /* YARN: turns in that context */
+    bool truncate;         /* YARN: bounds are whole pairs */
+    double magnitude;      /* YARN: of cosines and sines; else 1 */
+    int32_t divisor_count; /* a GGUF's own divisors of the frequencies, in place of LLAMA3 */
+    float divisor[ROPE_PAIR_MAX];
 };
 
 /* The model as numbers. Heads and widths are those of the rank, once a model is split. */
@@ -44,6 +56,12 @@ struct shape {
     float score_softcap; /* 0: none */
     float logit_softcap; /* 0: none */
     enum act_kind act;
+    bool qkv_bias;    /* what must have biases; the rest may, where a file only shows it */
+    bool output_bias; /* of the attention */
+    bool ffn_bias;
+    bool head_norms; /* of q and k */
+    bool post_norms; /* of both branches' outputs */
+    bool tied;       /* the head is the embedding, whatever else is there */
     int32_t rope_count;
     struct rope_shape rope[ROPE_MAX];
     struct layer_shape {
@@ -99,7 +117,7 @@ struct pass {
 };
 
 struct arch {
-    const char *name; /* general.architecture */
+    const char *name; /* general.architecture of a GGUF, hf_family.architecture of a folder */
     /* Fills a zeroed shape; refusals stick in the source. */
     void (*read_shape)(struct shape *shape, struct source *source);
     /* Asks the loader for every tensor; weights->layer has its entries, zeroed. */
@@ -112,6 +130,10 @@ const struct arch *arch_find(const char *name);
 /* The names, comma-separated, for refusals. */
 void arch_names(char *names, size_t max);
 
+extern const struct arch arch_llama;
+extern const struct arch arch_mistral;
+extern const struct arch arch_qwen2;
+extern const struct arch arch_qwen3;
 extern const struct arch arch_gemma3;
 
 #endif

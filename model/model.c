@@ -49,6 +49,7 @@ static struct device_options device_limits(const struct model_options *options,
         .sample_max = options->sample_max,
         .vocab_count = shape->vocab_count,
         .context_max = context,
+        .kv_dtype = options->kv_dtype,
         .history_max = bounded(start_max * context),
         .change_max = bounded(options->slot_max * (blocks_of_a_sequence(options, context) + 1)),
         /* A copy on write for each row, for the block being written and the one after it. */
@@ -134,18 +135,31 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->context_model = model->shape.context_model;
     info->block_count = ledger->block_count;
     info->block_tokens = options->block_tokens;
+    snprintf(info->note, sizeof(info->note), "%s", summary.note);
+    source_defaults(source, &info->defaults);
 }
 
-static void find_ends(struct model *model)
+static void add_end(struct model_info *info, int32_t token)
+{
+    for (int32_t i = 0; i < info->end_count; i++)
+        if (info->end_token[i] == token)
+            return;
+    if (info->end_count < MODEL_END_MAX)
+        info->end_token[info->end_count++] = token;
+}
+
+/* What the settings say, and what the vocabulary says: files that disagree mean both. */
+static void find_ends(struct model *model, const struct source *source)
 {
     struct model_info *info = &model->info;
-    int32_t room = (int32_t)(sizeof(info->end_token) / sizeof(*info->end_token));
+    int32_t stated[MODEL_END_MAX], count = source_ends(source, stated, MODEL_END_MAX);
 
-    if (model->tokenizer == NULL)
-        return;
-    for (int32_t i = 0; i < tokenizer_count(model->tokenizer) && info->end_count < room; i++)
+    for (int32_t i = 0; i < count; i++)
+        if (stated[i] < info->vocab_count)
+            add_end(info, stated[i]);
+    for (int32_t i = 0; model->tokenizer != NULL && i < tokenizer_count(model->tokenizer); i++)
         if (tokenizer_ends(model->tokenizer, i))
-            info->end_token[info->end_count++] = i;
+            add_end(info, i);
 }
 
 static void choose_devices(const struct model_options *options, struct rank_options *rank)
@@ -218,7 +232,8 @@ static int load(struct model *model, const struct model_options *options, struct
         return source_status(source);
     rank.wish.context_model = model->shape.context_model;
     rank.device = device_limits(options, &model->shape, context_bound(options, &model->shape));
-    model->tokenizer = source_tokenizer(source);
+    if (!options->skip_tokenizer)
+        model->tokenizer = source_tokenizer(source);
     if (source_status(source) != 0)
         return source_status(source);
     model->rank = rank_create(&rank);
@@ -240,6 +255,13 @@ static int allocate_batches(struct model *model, const struct model_options *opt
     return source_status(source);
 }
 
+static int open_source(struct source **source, const struct model_options *options, char *error,
+                       size_t error_bytes)
+{
+    return options->dummy_weights ? source_open_dummy(source, options->path, error, error_bytes)
+                                  : source_open(source, options->path, error, error_bytes);
+}
+
 int model_open(struct model **target, const struct model_options *options, char *error,
                size_t error_bytes)
 {
@@ -253,12 +275,12 @@ int model_open(struct model **target, const struct model_options *options, char 
         snprintf(error, error_bytes, "cannot load %s: no memory", options->path);
         return -ENOMEM;
     }
-    status = source_open(&source, options->path, error, error_bytes);
+    status = open_source(&source, options, error, error_bytes);
     if (status == 0)
         status = load(model, options, source, false);
     if (status == 0) {
         fill_info(model, options, source);
-        find_ends(model);
+        find_ends(model, source);
         status = allocate_batches(model, options, source);
     }
     if (status != 0) {
@@ -300,7 +322,7 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
         snprintf(error, error_bytes, "cannot inspect %s: no memory", options->path);
         return -ENOMEM;
     }
-    status = source_open(&source, options->path, error, error_bytes);
+    status = open_source(&source, options, error, error_bytes);
     if (status == 0) {
         inspection->readable = true;
         source_summary(source, &inspection->summary);
@@ -308,7 +330,7 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
     }
     if (status == 0) {
         fill_info(model, options, source);
-        find_ends(model);
+        find_ends(model, source);
         fill_inspection(inspection, model);
     }
     model_close(model);

@@ -16,11 +16,15 @@
 struct model;     /* opaque */
 struct tokenizer; /* model/text/tokenizer.h */
 
+enum { MODEL_END_MAX = 16 };
 enum model_device { MODEL_DEVICE_AUTO, MODEL_DEVICE_CPU, MODEL_DEVICE_CUDA };
 
 struct model_options {
-    const char *path; /* a .gguf file (first of a split file), later a folder of safetensors */
+    const char *path; /* a .gguf file (first of a split file), or a Hugging Face folder */
     enum model_device device;
+    enum kv_dtype kv_dtype;
+    bool dummy_weights;   /* of a folder: random ones in config.json's shape; none are read */
+    bool skip_tokenizer;  /* the model has none, whatever its files hold */
     int32_t thread_count; /* CPU backend; 0: one a core */
     int32_t context_max;  /* tokens; 0: the model's own, or what fits */
     int32_t slot_max;
@@ -36,8 +40,18 @@ struct model_options {
     void *progress_context;
 };
 
+/* What a model's makers would sample with, as far as they say. */
+struct model_defaults {
+    bool has_temperature, has_top_p, has_top_k, has_min_p, has_repetition_penalty;
+    float temperature;
+    float top_p;
+    float min_p;
+    float repetition_penalty;
+    int32_t top_k;
+};
+
 struct model_info {
-    char name[128]; /* general.name, or the file's */
+    char name[128]; /* general.name, or the file's or folder's */
     char architecture[64];
     char format[64]; /* what most of its weights are: "Q5_0" */
     char device[128];
@@ -53,7 +67,9 @@ struct model_info {
     int32_t block_count;
     int32_t block_tokens;
     int32_t end_count; /* tokens that end a sequence */
-    int32_t end_token[16];
+    int32_t end_token[MODEL_END_MAX];
+    struct model_defaults defaults;
+    char note[128]; /* what whoever serves it should know, in a line; "": nothing */
 };
 
 /* One step's data, and after model_wait its results. */

@@ -215,7 +215,10 @@ static bool open_kv(struct rank *rank, struct kv_shape *kv)
 
     kv->block_count = rank->ledger.block_count;
     status = rank->ops->kv_open(rank->device, kv);
-    if (status != 0)
+    if (status == -ENOTSUP)
+        source_refuse(rank->options.source, status, "the %s device has no such KV dtype",
+                      rank->ops->name);
+    else if (status != 0)
         source_refuse(rank->options.source, status, "no memory for %d KV blocks on the %s device",
                       kv->block_count, rank->ops->name);
     return status == 0;
@@ -235,6 +238,7 @@ static void load(struct rank *rank)
         .group_count = 1,
         .layer_group = one_group,
     };
+    bool good;
 
     rank->weights.layer = calloc((size_t)shape->layer_count, sizeof(*rank->weights.layer));
     if (rank->weights.layer == NULL) {
@@ -251,7 +255,9 @@ static void load(struct rank *rank)
         rank->options.measure)
         return;
     source_prefetch(loader.source);
-    if (!load_weights(rank, &loader) || !open_kv(rank, &kv))
+    good = load_weights(rank, &loader);
+    loader_end(&loader);
+    if (!good || !open_kv(rank, &kv))
         return;
     rank->pass.ops = rank->ops;
     rank->pass.device = rank->device;

@@ -1,76 +1,17 @@
-/* Attention, gated MLP, embedding and head in ops. */
+/* Attention, gated MLP, embedding and head in ops, and the decoder made of them. */
 #include "model/sublayer.h"
 
 #include <assert.h>
-#include <errno.h>
-#include <inttypes.h>
-
-enum {
-    WIDTH_MAX = 1 << 20,
-    HEAD_MAX = 1 << 12,
-    VOCAB_MAX = 1 << 24,
-    CONTEXT_MAX = 1 << 28,
-};
-
-/* V: the vocabulary that the file lists, a setting, or the rows of the embedding. */
-static void read_vocab(struct shape *shape, struct source *source)
-{
-    int64_t listed = source_token_count(source);
-    struct tensor embed;
-
-    if (!source_tensor(source, ROLE_EMBED, LAYER_NONE, &embed)) {
-        source_refuse(source, -EINVAL, "tensor %s is missing", embed.name);
-        return;
-    }
-    if (embed.out < 2 || embed.out > VOCAB_MAX)
-        source_refuse(source, -EINVAL, "tensor %s has %" PRId64 " rows, not from 2 to %d",
-                      embed.name, embed.out, VOCAB_MAX);
-    else if (listed != 0 && listed != embed.out)
-        source_refuse(source, -EINVAL,
-                      "tensor %s has %" PRId64 " rows for a vocabulary of %" PRId64 " tokens",
-                      embed.name, embed.out, listed);
-    else
-        shape->vocab_count = (int32_t)embed.out;
-}
-
-void sublayer_read_shape(struct shape *shape, struct source *source)
-{
-    int32_t wanted;
-
-    read_vocab(shape, source);
-    shape->layer_count = (int32_t)source_int(source, "block_count", 1, LAYER_MAX);
-    shape->width = (int32_t)source_int(source, "embedding_length", 1, WIDTH_MAX);
-    shape->ffn_width = (int32_t)source_int(source, "feed_forward_length", 1, WIDTH_MAX);
-    shape->context_model = (int32_t)source_int(source, "context_length", 1, CONTEXT_MAX);
-    shape->head_count = (int32_t)source_int(source, "attention.head_count", 1, HEAD_MAX);
-    shape->kv_head_count =
-        (int32_t)source_int_or(source, "attention.head_count_kv", 1, HEAD_MAX, shape->head_count);
-    wanted = shape->width / shape->head_count;
-    shape->head_width = (int32_t)source_int_or(source, "attention.key_length", 2, 1 << 14, wanted);
-    shape->norm_eps = (float)source_real(source, "attention.layer_norm_rms_epsilon", 1e-12, 1.0);
-    shape->score_softcap = (float)source_real_or(source, "attn_logit_softcapping", 0, 1e6, 0);
-    shape->logit_softcap = (float)source_real_or(source, "final_logit_softcapping", 0, 1e6, 0);
-    shape->embed_scale = 1.0f;
-    if (source_int_or(source, "attention.value_length", 1, 1 << 14, shape->head_width) !=
-        shape->head_width)
-        source_refuse(source, -ENOTSUP,
-                      "attention.value_length differs from key_length (%" PRId32
-                      "), which is not supported",
-                      shape->head_width);
-    if (shape->head_count % shape->kv_head_count != 0)
-        source_refuse(source, -EINVAL,
-                      "%" PRId32 " query heads cannot share %" PRId32 " key/value heads evenly",
-                      shape->head_count, shape->kv_head_count);
-}
 
 void sublayer_load_attention(struct layer_weights *layer, int32_t index, const struct shape *shape,
                              struct loader *loader)
 {
     int32_t q = shape->head_count * shape->head_width;
     int32_t kv = shape->kv_head_count * shape->head_width;
-    struct loader_part three[] = {{ROLE_Q, q}, {ROLE_K, kv}, {ROLE_V, kv}};
-    struct loader_part fused = {ROLE_QKV, q + 2 * kv};
-    struct loader_part output = {ROLE_ATTN_OUTPUT, shape->width};
+    bool bias = shape->qkv_bias;
+    struct loader_part three[] = {{ROLE_Q, q, bias}, {ROLE_K, kv, bias}, {ROLE_V, kv, bias}};
+    struct loader_part fused = {ROLE_QKV, q + 2 * kv, bias};
+    struct loader_part output = {ROLE_ATTN_OUTPUT, shape->width, shape->output_bias};
 
     if (source_has_tensor(loader->source, ROLE_QKV, index))
         loader_linear(loader, &layer->qkv, index, &fused, 1, shape->width);
@@ -82,29 +23,57 @@ void sublayer_load_attention(struct layer_weights *layer, int32_t index, const s
 void sublayer_load_mlp(struct layer_weights *layer, int32_t index, const struct shape *shape,
                        struct loader *loader)
 {
-    struct loader_part two[] = {{ROLE_FFN_GATE, shape->ffn_width}, {ROLE_FFN_UP, shape->ffn_width}};
-    struct loader_part fused = {ROLE_FFN_UP, 2 * shape->ffn_width};
-    struct loader_part down = {ROLE_FFN_DOWN, shape->width};
+    int32_t width = shape->ffn_width;
+    bool bias = shape->ffn_bias;
+    struct loader_part two[] = {{ROLE_FFN_GATE, width, bias}, {ROLE_FFN_UP, width, bias}};
+    struct loader_part fused = {ROLE_FFN_UP, 2 * width, bias};
+    struct loader_part down = {ROLE_FFN_DOWN, shape->width, bias};
+    struct tensor up;
 
-    if (source_has_tensor(loader->source, ROLE_FFN_GATE, index))
-        loader_linear(loader, &layer->gate_up, index, two, 2, shape->width);
-    else
+    if (!source_has_tensor(loader->source, ROLE_FFN_GATE, index) &&
+        source_tensor(loader->source, ROLE_FFN_UP, index, &up) && up.out == 2 * (int64_t)width)
         loader_linear(loader, &layer->gate_up, index, &fused, 1, shape->width);
+    else
+        loader_linear(loader, &layer->gate_up, index, two, 2, shape->width);
     loader_linear(loader, &layer->down, index, &down, 1, shape->ffn_width);
 }
 
 void sublayer_load_ends(struct weights *weights, const struct shape *shape, struct loader *loader)
 {
-    struct loader_part embed = {ROLE_EMBED, shape->vocab_count};
-    struct loader_part head = {ROLE_HEAD, shape->vocab_count};
+    struct loader_part embed = {ROLE_EMBED, shape->vocab_count, false};
+    struct loader_part head = {ROLE_HEAD, shape->vocab_count, false};
 
     loader_linear(loader, &weights->embed, LAYER_NONE, &embed, 1, shape->width);
     weights->head = &weights->embed;
-    if (source_has_tensor(loader->source, ROLE_HEAD, LAYER_NONE)) {
+    if (!shape->tied && source_has_tensor(loader->source, ROLE_HEAD, LAYER_NONE)) {
         loader_linear(loader, &weights->own_head, LAYER_NONE, &head, 1, shape->width);
         weights->head = &weights->own_head;
     }
     loader_vector(loader, &weights->output_norm, ROLE_OUTPUT_NORM, LAYER_NONE, shape->width);
+}
+
+static void load_layer(struct layer_weights *layer, int32_t index, const struct shape *shape,
+                       struct loader *loader)
+{
+    loader_vector(loader, &layer->attn_norm, ROLE_ATTN_NORM, index, shape->width);
+    sublayer_load_attention(layer, index, shape, loader);
+    if (shape->head_norms) {
+        loader_vector(loader, &layer->q_norm, ROLE_Q_NORM, index, shape->head_width);
+        loader_vector(loader, &layer->k_norm, ROLE_K_NORM, index, shape->head_width);
+    }
+    if (shape->post_norms)
+        loader_vector(loader, &layer->attn_post_norm, ROLE_ATTN_POST_NORM, index, shape->width);
+    loader_vector(loader, &layer->ffn_norm, ROLE_FFN_NORM, index, shape->width);
+    sublayer_load_mlp(layer, index, shape, loader);
+    if (shape->post_norms)
+        loader_vector(loader, &layer->ffn_post_norm, ROLE_FFN_POST_NORM, index, shape->width);
+}
+
+void sublayer_load(struct weights *weights, const struct shape *shape, struct loader *loader)
+{
+    sublayer_load_ends(weights, shape, loader);
+    for (int32_t i = 0; i < shape->layer_count; i++)
+        load_layer(&weights->layer[i], i, shape, loader);
 }
 
 void sublayer_embed(struct pass *pass)
@@ -204,4 +173,34 @@ void sublayer_sample(struct pass *pass)
                           shape->logit_softcap, count);
         pass->ops->sample(pass->device, pass->logits, first, count);
     }
+}
+
+/* x += branch, or its norm; and what follows reads normed. */
+static void add_branch(struct pass *pass, const float *post, const float *next)
+{
+    pass->ops->add_norm(pass->device, pass->normed, pass->x, pass->branch, post, next,
+                        pass->shape->norm_eps, pass->rows, pass->shape->width);
+}
+
+void sublayer_forward(struct pass *pass)
+{
+    const struct weights *weights = pass->weights;
+    int32_t last = pass->shape->layer_count - 1;
+
+    sublayer_embed(pass);
+    for (int32_t i = 0; i <= last; i++) {
+        const struct layer_weights *layer = &weights->layer[i];
+
+        sublayer_attention(pass, i);
+        if (i == last)
+            sublayer_pick(pass);
+        if (pass->rows == 0)
+            return;
+        sublayer_attention_output(pass, i);
+        add_branch(pass, layer->attn_post_norm, layer->ffn_norm);
+        sublayer_mlp(pass, i);
+        add_branch(pass, layer->ffn_post_norm,
+                   i == last ? weights->output_norm : layer[1].attn_norm);
+    }
+    sublayer_sample(pass);
 }

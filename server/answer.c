@@ -175,16 +175,18 @@ static void settle_records(struct answer *answer)
 
 /* ---- sending it ---- */
 
-static void out_of_memory(struct answer *answer)
+/* This response ends, and its sequence need not go on. */
+static void out_of_memory(struct answer *answer, const struct text_sink *sink)
 {
     static const struct stream_error error = {
         .status = 503,
-        .type = "server_error",
+        .type = "service_unavailable_error",
         .code = "out_of_memory",
         .message = "The server is out of memory.",
     };
 
     stream_fail(answer->job->stream, &error);
+    sink->stop(sink->context, answer->seq, answer->serial);
     answer->finished = true;
 }
 
@@ -295,10 +297,9 @@ static bool send(struct answer *answer, int64_t until, enum finish finish, int32
         memmove(answer->text, answer->text + bytes, (size_t)(answer->made - until));
     answer->sent = until;
     if (finish != FINISH_NONE) {
-        const struct job *job = answer->job;
         answer->finished = true;
-        stream_add_usage(job->stream, answer->token_count,
-                         answer->sibling == 0 && job->cached_count > 0 ? job->cached_count : 0);
+        if (answer->sibling == 0 && answer->job->cached_count > 0)
+            stream_add_cached(answer->job->stream, answer->job->cached_count);
     }
     stream_append(answer->job->stream, piece);
     return true;
@@ -362,8 +363,9 @@ static void take_score(struct answer *answer, const struct text_item *item,
     score->known = true;
     score->logprob = item->logprob;
     score->top_count = item->top_count < width ? item->top_count : width;
-    memcpy(job->score_top + (size_t)item->token_index * width, top + item->top_first,
-           (size_t)score->top_count * sizeof *top);
+    if (score->top_count > 0)
+        memcpy(job->score_top + (size_t)item->token_index * width, top + item->top_first,
+               (size_t)score->top_count * sizeof *top);
 }
 
 static void take_end(struct answer *answer, const struct text_item *item,
@@ -373,7 +375,7 @@ static void take_end(struct answer *answer, const struct text_item *item,
 
     if (!answer->finished && item->finish != FINISH_NONE && !stream_dead(job->stream) &&
         !send(answer, answer->made, item->finish, -1, -1))
-        out_of_memory(answer);
+        out_of_memory(answer, sink);
     answer_free(answer);
     if (atomic_fetch_sub(&job->open_count, 1) == 1)
         sink->ended(sink->context, job);
@@ -393,10 +395,10 @@ void answer_take(const struct text_item *item, const struct token_top *top,
     if (answer->job->echo && !answer->begun && ends_well) {
         answer->begun = true;
         if (!send_prompt(answer))
-            out_of_memory(answer);
+            out_of_memory(answer, sink);
     }
     if (item->kind == TEXT_END)
         take_end(answer, item, sink);
     else if (!answer->finished && !take_token(answer, item, top, sink))
-        out_of_memory(answer);
+        out_of_memory(answer, sink);
 }

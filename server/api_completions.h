@@ -20,8 +20,8 @@ struct completion {
     struct json_value stream_options, response_format, cache_salt, request_id;
     bool stream, echo, ignore_eos, keep_stop, skip_special, add_special;
     bool return_token_ids, tokens_as_ids;
-    bool max_tokens_given, logprobs_given, best_of_given, seed_given;
-    int32_t n, best_of, max_tokens, logprobs, priority;
+    bool max_tokens_given, max_completion_tokens_given, logprobs_given, best_of_given, seed_given;
+    int32_t n, best_of, max_tokens, max_completion_tokens, logprobs, priority;
     int64_t seed;
     struct sampling sampling; /* all of it but the seed */
     bool include_usage, continuous_usage;

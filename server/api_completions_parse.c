@@ -29,7 +29,10 @@ enum {
 
 #define SAMPLING_LINE(type, field, fallback, least, greatest, help)                                \
     {#field, FIELD_SAMPLING_TYPE_##type, SAMPLING(field), #fallback, least, greatest, "", help},
-#define REFUSED(name, reason) {name, FIELD_REFUSED, NONE, "", 0, 0, "", reason},
+#define REFUSED(name, reason)                                                                      \
+    {                                                                                              \
+        name, FIELD_REFUSED, NONE, "", 0, 0, "", reason                                            \
+    }
 
 static const struct field completion_field[] = {
     {"model", FIELD_STRING, AT(model), "", 0, 0, "", "a served name; the first one when absent"},
@@ -38,6 +41,8 @@ static const struct field completion_field[] = {
      "what to continue; required"},
     {"max_tokens", FIELD_INT32, GIVEN(max_tokens), "16", 0, 2147483647, "",
      "tokens to put out at most; 0 only with `echo`"},
+    {"max_completion_tokens", FIELD_INT32, GIVEN(max_completion_tokens), "", 1, 2147483647, "",
+     "the chat endpoint's name of `max_tokens`, which counts before it"},
     {"n", FIELD_INT32, AT(n), "1", 1, 16384, "", "answers to each prompt"},
     {"best_of", FIELD_INT32, GIVEN(best_of), "", 1, 16384, "", "must equal `n`"},
     {"stream", FIELD_BOOL, AT(stream), "false", 0, 0, "", "send events as tokens come"},
@@ -76,37 +81,41 @@ static const struct field completion_field[] = {
      "only {\"type\": \"text\"}"},
     {"user", FIELD_IGNORED, NONE, "", 0, 0, "", "nothing"},
     {"spaces_between_special_tokens", FIELD_IGNORED, NONE, "", 0, 0, "", "nothing"},
-    REFUSED("suffix", "this model has no fill-in-the-middle tokens")
-        REFUSED("prompt_embeds", "only text and token ids are taken")
-            REFUSED("prompt_logprobs", "use echo with logprobs")
-                REFUSED("logprob_token_ids", "this version reports the likeliest tokens only")
-                    REFUSED("use_beam_search", "this version has no beam search"){
-                        "length_penalty", FIELD_REFUSED, NONE, "1", 0, 0, "",
-                        "this version has no beam search"},
-    REFUSED("early_stopping", "this version has no beam search") REFUSED(
-        "structured_outputs", "this version has no structured output")
-        REFUSED("guided_json", "this version has no structured output") REFUSED(
-            "guided_regex", "this version has no structured output")
-            REFUSED("guided_choice", "this version has no structured output") REFUSED(
-                "guided_grammar", "this version has no structured output")
-                REFUSED("guided_decoding_backend", "this version has no structured output") REFUSED(
-                    "guided_whitespace_pattern", "this version has no structured output")
-                    REFUSED("logits_processors", "code is not taken from requests") REFUSED(
-                        "allowed_token_ids", "this version has logit_bias only")
-                        REFUSED("bad_words", "this version has logit_bias only") REFUSED(
-                            "truncate_prompt_tokens", "this version does not cut prompts")
-                            REFUSED("repetition_detection",
-                                    "this version has presence, frequency and repetition penalty")
-                                REFUSED("thinking_token_budget", "this version knows no thinking")
-                                    REFUSED("stream_interval",
-                                            "this version sends tokens as they come")
-                                        REFUSED("messages", "chat is POST /v1/chat/completions, "
-                                                            "which this version does not have")
-                                            REFUSED("tools", "this version has no tools") REFUSED(
-                                                "tool_choice", "this version has no tools")
-                                                REFUSED("functions", "this version has no tools")
-                                                    REFUSED("function_call",
-                                                            "this version has no tools")};
+    REFUSED("suffix", "this model has no fill-in-the-middle tokens"),
+    REFUSED("prompt_embeds", "only text and token ids are taken"),
+    REFUSED("prompt_logprobs", "use echo with logprobs"),
+    REFUSED("logprob_token_ids", "this version reports the likeliest tokens only"),
+    REFUSED("use_beam_search", "this version has no beam search"),
+    {"length_penalty", FIELD_REFUSED, NONE, "1", 0, 0, "", "this version has no beam search"},
+    REFUSED("early_stopping", "this version has no beam search"),
+    REFUSED("structured_outputs", "this version has no structured output"),
+    REFUSED("guided_json", "this version has no structured output"),
+    REFUSED("guided_regex", "this version has no structured output"),
+    REFUSED("guided_choice", "this version has no structured output"),
+    REFUSED("guided_grammar", "this version has no structured output"),
+    REFUSED("guided_decoding_backend", "this version has no structured output"),
+    REFUSED("guided_whitespace_pattern", "this version has no structured output"),
+    REFUSED("grammar", "this version has no structured output"),
+    REFUSED("json_schema", "this version has no structured output"),
+    REFUSED("logits_processors", "code is not taken from requests"),
+    REFUSED("allowed_token_ids", "this version has logit_bias only"),
+    REFUSED("bad_words", "this version has logit_bias only"),
+    REFUSED("truncate_prompt_tokens", "this version does not cut prompts"),
+    REFUSED("truncation_side", "this version does not cut prompts"),
+    REFUSED("repetition_detection", "this version has presence, frequency and repetition penalty"),
+    REFUSED("thinking_token_budget", "this version knows no thinking"),
+    REFUSED("stream_interval", "this version sends tokens as they come"),
+    REFUSED("n_predict", "its name here is max_tokens"),
+    REFUSED("typical_p", "this version has top_p, top_k and min_p"),
+    REFUSED("mirostat", "this version has top_p, top_k and min_p"),
+    REFUSED("dry_multiplier", "this version has presence, frequency and repetition penalty"),
+    REFUSED("xtc_probability", "this version has top_p, top_k and min_p"),
+    REFUSED("messages", "chat is POST /v1/chat/completions, which this version does not have"),
+    REFUSED("tools", "this version has no tools"),
+    REFUSED("tool_choice", "this version has no tools"),
+    REFUSED("functions", "this version has no tools"),
+    REFUSED("function_call", "this version has no tools"),
+};
 enum { COMPLETION_FIELDS = sizeof completion_field / sizeof completion_field[0] };
 _Static_assert((int)COMPLETION_FIELDS <= (int)FIELD_MAX, "more fields than fields.h takes");
 
@@ -191,6 +200,10 @@ static bool check_counts(struct completion *completion, const struct config *con
     if (completion->logprobs_given && completion->logprobs > config->max_logprobs)
         return fields_refuse(error, "logprobs", "'logprobs' must be between 0 and %d, got %d.",
                              config->max_logprobs, completion->logprobs);
+    if (completion->max_completion_tokens_given && !completion->max_tokens_given) {
+        completion->max_tokens = completion->max_completion_tokens;
+        completion->max_tokens_given = true;
+    }
     if (completion->max_tokens == 0 && !completion->echo)
         return fields_refuse(error, "max_tokens",
                              "'max_tokens' must be at least 1, got 0 (0 needs echo=true).");

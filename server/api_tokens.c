@@ -8,6 +8,7 @@
 #include "model/text/detokenizer.h"
 #include "model/text/tokenizer.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -111,6 +112,10 @@ static bool tokenize(struct exchange *exchange, struct json *body, struct stream
     unsigned flags = TOKENIZER_PARSE_SPECIAL | (request.add_special ? TOKENIZER_ADD_SPECIAL : 0);
     int64_t count = tokenizer_encode(tokenizer, text, bytes, flags, &token);
     free(text);
+    if (count == -EOVERFLOW)
+        return fields_refuse(error, "prompt",
+                             "'prompt' has a run that the model's pattern takes "
+                             "too long for.");
     if (count < 0)
         return out_of_memory(error);
     json_print(body, "{\"count\":%lld,\"max_model_len\":%d,\"tokens\":", (long long)count,

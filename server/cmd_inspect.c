@@ -32,13 +32,14 @@ static double millions(int64_t count)
 
 static void print_summary(const struct source_summary *summary, const char *path)
 {
-    char text[32];
+    char text[32], format[32] = "safetensors";
 
+    if (summary->version > 0)
+        snprintf(format, sizeof(format), "GGUF version %" PRId32, summary->version);
     printf("name           %s\n", summary->name);
     printf("file           %s\n", path);
-    printf("               %s, GGUF version %" PRId32 ", %" PRId32 " part%s\n",
-           size_text(summary->file_bytes, text), summary->version, summary->part_count,
-           summary->part_count == 1 ? "" : "s");
+    printf("               %s, %s, %" PRId32 " part%s\n", size_text(summary->file_bytes, text),
+           format, summary->part_count, summary->part_count == 1 ? "" : "s");
     printf("architecture   %s\n", summary->architecture);
     printf("parameters     %.1f million in %" PRId64 " tensors\n",
            millions(summary->parameter_count), summary->tensor_count);

@@ -18,7 +18,6 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -55,6 +54,13 @@ static void take_signals(struct serving *serving)
         signal(SIGHUP, SIG_IGN);
     /* Threads inherit the mask: only the main thread ever sees these. */
     pthread_sigmask(SIG_BLOCK, &serving->signals, NULL);
+}
+
+/* Sleeps until one comes: a stop and a continue (Ctrl-Z, fg) end the call without one. */
+static void await_signal(const struct serving *serving)
+{
+    while (sigwaitinfo(&serving->signals, NULL) < 0)
+        continue;
 }
 
 /* A signal that came while nobody waited for one. */
@@ -94,20 +100,6 @@ static void tell_progress(void *context, double share, const char *what)
 }
 
 /* ---- start ---- */
-
-/* Every connection is a descriptor. */
-static void raise_descriptor_limit(void)
-{
-    struct rlimit limit;
-
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-        limit.rlim_cur = limit.rlim_max;
-        if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
-            log_warn("main", "could not raise the limit of open files: %s", strerror(errno));
-    }
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0)
-        log_debug("main", "open files limit=%llu", (unsigned long long)limit.rlim_cur);
-}
 
 static void describe_metrics(const struct config *config)
 {
@@ -149,6 +141,8 @@ static void log_ready(const struct serving *serving)
     log_info("model", "loaded name=\"%s\" architecture=%s format=%s parameters=%lld device=\"%s\"",
              info->name, info->architecture, info->format, (long long)info->parameter_count,
              info->device);
+    if (info->note[0] != '\0')
+        log_warn("model", "%s", info->note);
     log_info("model", "memory weights_mib=%lld kv_mib=%lld workspace_mib=%lld",
              (long long)(info->weight_bytes >> 20), (long long)(info->kv_bytes >> 20),
              (long long)(info->workspace_bytes >> 20));
@@ -262,10 +256,9 @@ int cmd_serve(int argc, char **argv)
                   (enum log_form)serving.config.log_format);
     log_info("main", "%s", command_version());
     take_signals(&serving);
-    raise_descriptor_limit();
     code = start(&serving);
     if (code == EXIT_CODE_OK) {
-        sigwaitinfo(&serving.signals, NULL);
+        await_signal(&serving);
         if (!engine_alive(serving.engine))
             leave_lost(&serving);
         drain(&serving);

@@ -157,8 +157,10 @@ static int print_tokens(const struct tokenizer *tokenizer, const struct tokenize
     int64_t count = tokenizer_encode(tokenizer, text, text_bytes, flags, &token);
 
     if (count < 0) {
-        fprintf(stderr, "quire tokenize: could not tokenise %zu bytes: out of memory\n",
-                text_bytes);
+        fprintf(stderr, "quire tokenize: could not tokenise %zu bytes: %s\n", text_bytes,
+                count == -EFBIG       ? "the text is too long"
+                : count == -EOVERFLOW ? "a run that the model's pattern takes too long for"
+                                      : "out of memory");
         return EXIT_CODE_RUNTIME;
     }
     for (int64_t i = 0; i < count; i++) {

@@ -79,6 +79,9 @@ void command_model_options(const struct config *config, struct model_options *op
         .block_count = config->num_gpu_blocks_override,
         .memory_share = config->gpu_memory_utilization,
         .kv_bytes = config->kv_cache_memory_bytes,
+        .kv_dtype = (enum kv_dtype)config->kv_cache_dtype,
+        .dummy_weights = config->load_format == CONFIG_LOAD_DUMMY,
+        .skip_tokenizer = config->skip_tokenizer_init,
         /* Nobody asked for all of a laptop's memory. */
         .kv_most = config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEVICE
                        ? (int64_t)4 << 30

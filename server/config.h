@@ -28,13 +28,18 @@
  *
  * OPTION(group, kind, member, default, least, greatest, choices, what it does) */
 #define CONFIG_OPTIONS(OPTION)                                                                     \
-    OPTION(MODEL, STRING, model, "", 0, 0, "", "path of the model, a .gguf file; also MODEL")      \
+    OPTION(MODEL, STRING, model, "", 0, 0, "",                                                     \
+           "path of the model: a .gguf file or a Hugging Face folder; also MODEL")                 \
     OPTION(MODEL, LIST, served_model_name, "", 0, 64, "",                                          \
            "names that requests may use; the first is reported; default: the file's name")         \
     OPTION(MODEL, LENGTH, max_model_len, "auto", 1, 1 << 24, "",                                   \
            "longest sequence, prompt and output; auto: the model's own, or what fits")             \
     OPTION(MODEL, BIG, seed, "0", 0, INT64_MAX, "",                                                \
            "start of the seeds of requests that bring none")                                       \
+    OPTION(MODEL, CHOICE, load_format, "auto", 0, 1, "auto|dummy",                                 \
+           "dummy: random weights of the shape in a folder's config.json, to try speed")           \
+    OPTION(MODEL, BOOL, skip_tokenizer_init, "false", 0, 1, "",                                    \
+           "serve token ids alone, without the model's tokenizer")                                 \
     OPTION(DEVICE, CHOICE, device, "auto", 0, 2, "auto|cpu|cuda",                                  \
            "where to compute; auto: a GPU when there is one")                                      \
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
@@ -43,7 +48,9 @@
            "on a GPU; 0.5 on a CPU, and a KV cache of at most 4 GiB")                              \
     OPTION(DEVICE, BYTES, kv_cache_memory_bytes, "0", 0, INT64_MAX, "",                            \
            "exact size of the KV cache; 0: from gpu-memory-utilization")                           \
-    OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, INT32_MAX, "",                            \
+    OPTION(DEVICE, CHOICE, kv_cache_dtype, "auto", 0, 2, "auto|f16|f32",                           \
+           "what keys and values are kept in; auto is f16; f32 on a CPU only")                     \
+    OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, 1 << 28, "",                              \
            "exact number of KV blocks, on a CPU too; 0: from the sizes above")                     \
     OPTION(DEVICE, INT, block_size, "16", 1, 256, "", "tokens a KV block holds; a power of two")   \
     OPTION(SCHEDULER, INT, max_num_seqs, "0", 0, 65536, "",                                        \
@@ -114,6 +121,7 @@ struct config_list {
 };
 
 /* Indexes of the CHOICE options. */
+enum config_load { CONFIG_LOAD_AUTO, CONFIG_LOAD_DUMMY };
 enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
 enum config_log_level { CONFIG_LOG_ERROR, CONFIG_LOG_WARN, CONFIG_LOG_INFO, CONFIG_LOG_DEBUG };
 enum config_log_format { CONFIG_LOG_TEXT, CONFIG_LOG_JSON };

@@ -118,7 +118,8 @@ static int take_word(struct config_flags *flags, const char *word)
     if (word[0] == '-' && word[1] == '-')
         return take_long(flags, word + 2);
     if (word[0] == '-' && word[1] != '\0') {
-        int result = config_unknown(reader, word + 1, by_flag);
+        snprintf(shown, sizeof shown, "%.*s", (int)strcspn(word + 1, "="), word + 1);
+        int result = config_unknown(reader, shown, by_flag);
         memmove(reader->error, reader->error + 1, strlen(reader->error)); /* one dash was typed */
         return result;
     }

@@ -1,6 +1,7 @@
 /* Deadlines of arriving requests; see deadline.h. */
 #include "server/deadline.h"
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -8,10 +9,13 @@
 #include <sys/socket.h>
 #include <time.h>
 
+enum { LOOK_US = 2000000 }; /* between looks at whether a sender is still there */
+
 struct peer {
     struct peer *next, *previous; /* guarded by lock */
     int fd;                       /* constant */
     _Atomic int64_t at_us;        /* 0: none */
+    atomic_bool arriving;
 };
 
 struct deadlines {
@@ -31,7 +35,14 @@ int64_t deadlines_now(void)
     return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-/* Cuts what is due and says when the next one is. Lock held. */
+static bool left(const struct peer *peer)
+{
+    struct pollfd look = {.fd = peer->fd, .events = POLLRDHUP};
+
+    return poll(&look, 1, 0) > 0;
+}
+
+/* Cuts what is due and says when to come back. Lock held. */
 static int64_t sweep(struct deadlines *deadlines)
 {
     int64_t now = deadlines_now();
@@ -39,14 +50,18 @@ static int64_t sweep(struct deadlines *deadlines)
 
     for (struct peer *peer = deadlines->first; peer != NULL; peer = peer->next) {
         int64_t at = atomic_load(&peer->at_us);
+        bool arriving = atomic_load(&peer->arriving);
         if (at == 0)
             continue;
-        if (at <= now) {
+        if (at <= now || (arriving && left(peer))) {
             atomic_store(&peer->at_us, 0);
             shutdown(peer->fd, SHUT_RDWR);
-        } else if (at < next) {
-            next = at;
+            continue;
         }
+        if (arriving && at > now + LOOK_US)
+            at = now + LOOK_US;
+        if (at < next)
+            next = at;
     }
     return next;
 }
@@ -120,21 +135,35 @@ struct peer *deadlines_add(struct deadlines *deadlines, int fd, int64_t at_us)
         peer->next->previous = peer;
     deadlines->first = peer;
     pthread_mutex_unlock(&deadlines->lock);
-    deadlines_set(deadlines, peer, at_us);
+    deadlines_arrive(deadlines, peer, at_us);
     return peer;
 }
 
-void deadlines_set(struct deadlines *deadlines, struct peer *peer, int64_t at_us)
+static void set(struct deadlines *deadlines, struct peer *peer, int64_t at_us, bool arriving)
 {
     if (peer == NULL)
         return;
+    atomic_store(&peer->arriving, arriving);
     atomic_store(&peer->at_us, at_us);
+    if (at_us == 0)
+        return;
+    int64_t look = arriving ? deadlines_now() + LOOK_US : at_us;
     /* Spans are long and alike: nearly always the thread wakes early enough by itself. */
-    if (at_us == 0 || at_us >= atomic_load(&deadlines->until_us))
+    if ((look < at_us ? look : at_us) >= atomic_load(&deadlines->until_us))
         return;
     pthread_mutex_lock(&deadlines->lock);
     pthread_cond_signal(&deadlines->changed);
     pthread_mutex_unlock(&deadlines->lock);
+}
+
+void deadlines_arrive(struct deadlines *deadlines, struct peer *peer, int64_t at_us)
+{
+    set(deadlines, peer, at_us, true);
+}
+
+void deadlines_rest(struct deadlines *deadlines, struct peer *peer, int64_t at_us)
+{
+    set(deadlines, peer, at_us, false);
 }
 
 void deadlines_remove(struct deadlines *deadlines, struct peer *peer)

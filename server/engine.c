@@ -76,7 +76,6 @@ struct job *job_create(void)
     job->output_max = -1;
     job->add_special = true;
     job->skip_special = true;
-    job->cached_count = -1;
     job->sampling.temperature = 1;
     job->sampling.top_p = 1;
     job->sampling.repetition_penalty = 1;
@@ -359,14 +358,6 @@ void engine_stop(struct engine *engine, int64_t grace_us)
     engine->notifier = NULL;
 }
 
-void engine_hurry(struct engine *engine)
-{
-    pthread_mutex_lock(&engine->lock);
-    engine->mailbox.deadline_us = 0;
-    pthread_cond_signal(&engine->letter);
-    pthread_mutex_unlock(&engine->lock);
-}
-
 void engine_destroy(struct engine *engine)
 {
     if (engine == NULL)
@@ -410,7 +401,6 @@ int engine_submit(struct engine *engine, struct job *jobs)
     int64_t limit = engine->config->max_num_seqs + engine->config->max_num_queued_reqs;
     if (atomic_fetch_add(&engine->sequences, seq_count) + seq_count > limit) {
         atomic_fetch_sub(&engine->sequences, seq_count);
-        metrics_add(METRIC_REJECT_QUEUE, 1);
         return -EAGAIN;
     }
     metrics_set(METRIC_LOAD, (double)(atomic_fetch_add(&engine->load, job_count) + job_count));

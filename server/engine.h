@@ -62,7 +62,8 @@ struct job {
     /* The engine's and the text thread's. */
     atomic_int open_count; /* siblings that have not ended */
     int32_t text_thread;
-    int32_t cached_count; /* prompt tokens found in the cache, set at the first row; -1 before */
+    int64_t start_us; /* of the first step that computes the prompt, for all siblings; 0 before */
+    int32_t cached_count;        /* prompt tokens found in the cache, set at that step */
     struct stop_set *stop_set;   /* of the stop strings, or NULL */
     struct token_score *score;   /* [token_count] the prompt's, with score_prompt */
     struct token_top *score_top; /* [token_count, sampling.top_count] */
@@ -79,8 +80,6 @@ int engine_start(struct engine *engine); /* the threads: engine, text, notifier 
 /* Stops: no more jobs are taken; running ones may go on for grace_us, then end with an error.
  * Joins all threads. */
 void engine_stop(struct engine *engine, int64_t grace_us);
-/* While engine_stop waits in another thread: the grace is over. Any thread. */
-void engine_hurry(struct engine *engine);
 void engine_destroy(struct engine *engine);
 
 /* From a handler: tokenises on a text thread, then runs; the stream tells what becomes of them.

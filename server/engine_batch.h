@@ -12,7 +12,6 @@ struct engine_seq {
     struct job *job;
     int32_t sibling;
     int64_t serial;      /* never reused, unlike the handle */
-    int64_t start_us;    /* of the first step that computes it; 0 before */
     int64_t first_us;    /* of its first token; 0 before */
     int64_t final_us;    /* of its latest token */
     int32_t token_count; /* put out so far */

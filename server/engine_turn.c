@@ -178,19 +178,20 @@ static struct seq_spec spec_of(const struct job *job)
     };
 }
 
-/* The job's sequences get their answers; false when memory ran out, with none left behind. */
+/* The job's sequences get their answers; false when memory ran out: those without one end too. */
 static bool open_answers(struct turn *turn, struct job *job)
 {
+    bool good = true;
+
     for (int32_t i = 0; i < job->sibling_count; i++) {
         int32_t handle = turn->handle[i];
         int64_t serial = ++turn->serial;
         struct answer *answer = answer_create(turn->text, job, i, handle, serial);
         turn->seq[handle] =
             (struct engine_seq){.answer = answer, .job = job, .sibling = i, .serial = serial};
-        if (answer == NULL)
-            return false;
+        good &= answer != NULL;
     }
-    return true;
+    return good;
 }
 
 void turn_add(struct turn *turn, struct job *job, int64_t now_us)
@@ -261,7 +262,7 @@ static void observe_end(const struct engine_seq *seq, const struct seq_end *end)
     double decode = (double)(seq->final_us - seq->first_us) * 1e-6;
     metrics_observe(METRIC_E2E, (double)(seq->final_us - seq->job->arrival_us) * 1e-6);
     metrics_observe(METRIC_DECODE, decode);
-    metrics_observe(METRIC_INFERENCE, (double)(seq->final_us - seq->start_us) * 1e-6);
+    metrics_observe(METRIC_INFERENCE, (double)(seq->final_us - seq->job->start_us) * 1e-6);
     if (seq->token_count > 1)
         metrics_observe(METRIC_TPOT, decode / (seq->token_count - 1));
 }
@@ -302,7 +303,7 @@ static void observe_token(struct turn *turn, struct engine_seq *seq, int64_t now
     if (seq->first_us == 0) {
         seq->first_us = now_us;
         metrics_observe(METRIC_TTFT, (double)(now_us - seq->job->arrival_us) * 1e-6);
-        metrics_observe(METRIC_PREFILL, (double)(now_us - seq->start_us) * 1e-6);
+        metrics_observe(METRIC_PREFILL, (double)(now_us - seq->job->start_us) * 1e-6);
     } else {
         metrics_observe(METRIC_ITL, (double)(now_us - seq->final_us) * 1e-6);
     }
@@ -415,17 +416,15 @@ static void note_rows(struct turn *turn, const struct plan *plan, int64_t now_us
 {
     for (int32_t i = 0; i < plan->row_count; i++) {
         const struct plan_row *row = &plan->row[i];
-        struct engine_seq *seq = &turn->seq[row->seq];
-        if (seq->start_us != 0)
+        struct job *job = turn->seq[row->seq].job;
+        if (job->start_us != 0)
             continue;
-        seq->start_us = now_us;
-        if (seq->job->cached_count >= 0)
-            continue;
-        seq->job->cached_count = row->position;
-        metrics_add(METRIC_PROMPT_TOKENS, seq->job->token_count);
+        job->start_us = now_us;
+        job->cached_count = row->position;
+        metrics_add(METRIC_PROMPT_TOKENS, job->token_count);
         metrics_add(METRIC_PROMPT_TOKENS_CACHED, row->position);
-        metrics_observe(METRIC_PROMPT_LENGTH, seq->job->token_count);
-        metrics_observe(METRIC_QUEUE, (double)(now_us - seq->job->arrival_us) * 1e-6);
+        metrics_observe(METRIC_PROMPT_LENGTH, job->token_count);
+        metrics_observe(METRIC_QUEUE, (double)(now_us - job->arrival_us) * 1e-6);
     }
 }
 

@@ -318,8 +318,8 @@ static enum MHD_Result begin(struct http *http, struct MHD_Connection *connectio
     *slot = exchange;
     exchange->connection = connection;
     exchange->peer = peer_of(connection);
-    deadlines_set(http->deadlines, exchange->peer,
-                  exchange->arrival_us + microseconds(http->config->request_timeout));
+    deadlines_arrive(http->deadlines, exchange->peer,
+                     exchange->arrival_us + microseconds(http->config->request_timeout));
 
     struct head head = {.method = method, .path = exchange->path, .version = version};
     MHD_get_connection_values_n(connection, MHD_HEADER_KIND, collect, &head);
@@ -357,7 +357,7 @@ static enum MHD_Result dispatch(struct exchange *exchange)
 {
     struct json empty = {0};
 
-    deadlines_set(exchange->http->deadlines, exchange->peer, 0);
+    deadlines_rest(exchange->http->deadlines, exchange->peer, 0);
     metrics_add(METRIC_REQUEST_BYTES, (int64_t)exchange->body_bytes);
     exchange->alive = true;
     if (exchange->refused)
@@ -432,7 +432,7 @@ static void on_completed(void *context, struct MHD_Connection *connection, void 
     }
     if (exchange->stream != NULL)
         leave_engine(exchange, &usage);
-    deadlines_set(
+    deadlines_rest(
         http->deadlines, exchange->peer,
         now + microseconds(http->config->keep_alive_timeout + http->config->request_timeout));
     metrics_add(METRIC_REPLY_BYTES, exchange->reply_bytes);

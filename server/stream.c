@@ -206,7 +206,8 @@ void stream_cancel(struct stream *stream)
     void *context = NULL;
 
     pthread_mutex_lock(&stream->lock);
-    if (!stream->cancelled && !stream->failed && !whole(stream)) {
+    /* After a failure too: the engine may still work for its other choices. */
+    if (!stream->cancelled && !whole(stream)) {
         stream->cancelled = true;
         hook = stream->cancel_hook;
         context = stream->cancel_context;
@@ -254,6 +255,8 @@ void stream_append(struct stream *stream, struct piece *piece)
     stream->final = piece;
     if (piece->finish != FINISH_NONE)
         stream->finished_count++;
+    if (!piece->prompt)
+        stream->usage.completion_tokens += piece->token_count;
     assert(stream->finished_count <= stream->choice_count);
     pthread_mutex_unlock(&stream->lock);
 }
@@ -303,10 +306,9 @@ bool stream_set_prompt(struct stream *stream, int32_t index, const int32_t *toke
     return fits;
 }
 
-void stream_add_usage(struct stream *stream, int64_t completion_tokens, int64_t cached_tokens)
+void stream_add_cached(struct stream *stream, int64_t cached_tokens)
 {
     pthread_mutex_lock(&stream->lock);
-    stream->usage.completion_tokens += completion_tokens;
     stream->usage.cached_tokens += cached_tokens;
     pthread_mutex_unlock(&stream->lock);
 }

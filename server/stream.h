@@ -51,7 +51,7 @@ struct piece {
 };
 void piece_free(struct piece *piece);
 
-/* Tokens so far; exact once the stream has ended. */
+/* Tokens so far, held-back ones not yet; exact once the stream has ended. */
 struct stream_usage {
     int64_t prompt_tokens;     /* each prompt once, whatever n is */
     int64_t completion_tokens; /* up to the cut of a stop string, end tokens included */
@@ -101,17 +101,19 @@ struct stream_error stream_error(struct stream *stream);
 const int32_t *stream_prompt(struct stream *stream, int32_t index, int32_t *token_count);
 
 /* Any thread: the client is gone or the response is not wanted: reads give STREAM_ERROR from
- * now on (status 499), and the engine drops its sequences. Idempotent; no-op after the end. */
+ * now on (status 499, or why it had failed before), and the engine drops its sequences.
+ * Idempotent; no-op after the end. */
 void stream_cancel(struct stream *stream);
 bool stream_cancelled(struct stream *stream);
 
 /* Text and engine side. */
-void stream_append(struct stream *stream, struct piece *piece);            /* takes piece */
+/* Takes the piece; counts its tokens into usage. */
+void stream_append(struct stream *stream, struct piece *piece);
 void stream_fail(struct stream *stream, const struct stream_error *error); /* first one wins */
 /* Copies; counts into usage. False: out of memory, or set before. */
 bool stream_set_prompt(struct stream *stream, int32_t index, const int32_t *token,
                        int32_t token_count);
-void stream_add_usage(struct stream *stream, int64_t completion_tokens, int64_t cached_tokens);
+void stream_add_cached(struct stream *stream, int64_t cached_tokens);
 /* Resumes a parked reader if it has something to do; called by the notifier. */
 void stream_wake(struct stream *stream);
 

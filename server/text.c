@@ -88,7 +88,7 @@ static void fail(struct job *job, int32_t status, const char *code, const char *
     struct stream_error error = {.status = status};
 
     snprintf(error.type, sizeof error.type, "%s",
-             status >= 500 ? "server_error" : "invalid_request_error");
+             status >= 500 ? "service_unavailable_error" : "invalid_request_error");
     snprintf(error.code, sizeof error.code, "%s", code);
     snprintf(error.param, sizeof error.param, "%s", param);
     snprintf(error.message, sizeof error.message, "%s", message);
@@ -112,6 +112,12 @@ static bool tokenise(const struct text *text, struct job *job)
     }
     int64_t count =
         tokenizer_encode(text->tokenizer, job->text, job->text_bytes, flags, &job->token);
+    if (count == -EFBIG || count == -EOVERFLOW) {
+        fail(job, 400, "invalid_value", "prompt",
+             count == -EFBIG ? "'prompt' is too long to be cut into tokens."
+                             : "'prompt' has a run that the model's pattern takes too long for.");
+        return false;
+    }
     if (count < 0 || count > INT32_MAX)
         return out_of_memory(job);
     job->token_count = (int32_t)count;

@@ -13,10 +13,11 @@
 #include <stdint.h>
 
 enum {
-    CPU_ROWS_MAX = 64,        /* query rows (token, head) of one attention task */
-    CPU_KEY_LANES = 16,       /* keys of so many positions lie transposed together */
-    CPU_SAMPLE_RUN = 16,      /* chunks of one sampling task */
-    CPU_PICK_BINS = 1024,     /* of candidates by their values */
+    CPU_ROWS_LEAST = 4,   /* fewer take as long: multiply-adds would wait for their own results */
+    CPU_ROWS_MAX = 64,    /* query rows (token, head) of one attention task */
+    CPU_KEY_LANES = 16,   /* keys of so many positions lie transposed together */
+    CPU_SAMPLE_RUN = 16,  /* chunks of one sampling task */
+    CPU_PICK_BINS = 1024, /* of candidates by their values */
     CPU_TOKEN_SEEN = 1 << 30, /* in cpu_slot.count: the sequence has the token */
 };
 
@@ -31,9 +32,10 @@ struct cpu_slot {
 };
 
 /* The cache: [block][layer of its group][K, then V]; K [K head][run of lanes][C][lanes], V
- * [K head][block_tokens][C], halves. */
+ * [K head][block_tokens][C], halves, or floats of two halves each. */
 struct cpu_kv {
     int32_t layer_count, block_count, block_tokens, kv_head_count, head_width, group_count;
+    int32_t halves;       /* of an element: 1, or 2 where it is an f32 */
     int32_t lanes;        /* positions in a run: ATTEND_RUN, or block_tokens where fewer */
     int32_t table_length; /* blocks of the longest sequence */
     int32_t *layer_group; /* [layer_count] */

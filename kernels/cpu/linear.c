@@ -15,16 +15,15 @@ enum {
     CHUNK_BYTES = 512 * 1024, /* activations that stay in a core's L2 cache */
     CHUNK_TOKENS_MIN = 24,
     CHUNK_TOKENS_MAX = 192,
+    AHEAD_BYTES = 8 * 1024, /* covers the latency of memory; measured from 2 to 16 KiB */
     FEW_TOKENS = 32,
-    TASKS_PER_THREAD_FEW = 32, /* units are short: what matters is that threads end together */
-    TASKS_PER_THREAD_MANY = 8, /* units are long, and share the activations of a chunk */
     QUANTISE_TOKENS = 8, /* of a task; fewer tokens than this are not worth a run of the pool */
 };
 
 /* A thread's own memory. */
 struct worker_scratch {
     struct linear_panel panel;
-    _Alignas(64) float sum[(CHUNK_TOKENS_MAX + LINEAR_TOKENS_SPARE) * LINEAR_UNIT_ROWS_MAX];
+    _Alignas(64) float sum[(CHUNK_TOKENS_MAX + LINEAR_TOKENS_SPARE) * LINEAR_ROWS];
 };
 
 struct job {
@@ -42,8 +41,7 @@ struct piece {
     const struct weight_part *part;
     size_t group_bytes;
     struct linear_layout layout; /* of a quantised format */
-    size_t headers_bytes;
-    int32_t out_first; /* of the part in a row of out */
+    int32_t out_first;           /* of the part in a row of out */
     int32_t token_first;
     int32_t token_count;
 };
@@ -103,34 +101,24 @@ static bool any_quantised(const struct weight *weight)
 
 /* ---- units ---- */
 
-/* Where the groups of a unit start. Those beyond the last are the last again: computed with the
- * others, and dropped. */
-static void unit_groups(const struct job *job, const struct piece *piece, int32_t unit,
-                        const uint8_t *group[LINEAR_UNIT_GROUPS_MAX])
+static const uint8_t *group_of(const struct piece *piece, int32_t row)
 {
-    int32_t group_count = job->kernels->unit_rows / LINEAR_ROWS;
-    int32_t last = linear_group_count(piece->part->out) - 1;
-
-    for (int32_t i = 0; i < group_count; i++) {
-        int32_t index = unit * group_count + i < last ? unit * group_count + i : last;
-
-        group[i] = (const uint8_t *)piece->part->data + (size_t)index * piece->group_bytes;
-    }
+    return (const uint8_t *)piece->part->data + (size_t)(row / LINEAR_ROWS) * piece->group_bytes;
 }
 
-static int64_t bytes_to_next_unit(const struct job *job, const struct piece *piece)
-{
-    return (int64_t)piece->group_bytes * (job->kernels->unit_rows / LINEAR_ROWS);
-}
-
-static void sum_codes(const struct job *job, const struct piece *piece, int32_t unit,
+static void sum_codes(const struct job *job, const struct piece *piece, int32_t row_first,
                       struct worker_scratch *scratch)
 {
+    const struct linear_layout *layout = &piece->layout;
+    bool direct = piece->token_count <= job->kernels->direct_tokens;
+    int32_t panel_bytes = layout->record_bytes * LINEAR_PANEL_BLOCKS >> layout->record_shift;
     struct linear_tile tile = {
-        .layout = &piece->layout,
-        .ahead = bytes_to_next_unit(job, piece),
-        .direct = piece->token_count <= job->kernels->direct_tokens,
+        .layout = layout,
+        .group = group_of(piece, row_first),
+        .strip = row_first % LINEAR_ROWS / LINEAR_STRIP_ROWS,
         .block_count = job->block_count,
+        .direct = direct,
+        .ahead = direct ? AHEAD_BYTES : panel_bytes,
         .panel = &scratch->panel,
         .block = job->block + (ptrdiff_t)piece->token_first * job->block_count,
         .block_stride = job->block_count,
@@ -138,10 +126,7 @@ static void sum_codes(const struct job *job, const struct piece *piece, int32_t 
         .sum = scratch->sum,
     };
 
-    unit_groups(job, piece, unit, tile.header);
-    for (int32_t i = 0; i < job->kernels->unit_rows / LINEAR_ROWS; i++)
-        tile.code[i] = tile.header[i] + piece->headers_bytes;
-    if (tile.direct) {
+    if (direct) {
         job->kernels->tile(&tile);
         return;
     }
@@ -153,35 +138,34 @@ static void sum_codes(const struct job *job, const struct piece *piece, int32_t 
         job->kernels->decode(&tile);
         job->kernels->tile(&tile);
         tile.block += LINEAR_PANEL_BLOCKS;
-        for (int32_t i = 0; i < job->kernels->unit_rows / LINEAR_ROWS; i++)
-            tile.code[i] += LINEAR_PANEL_BLOCKS * piece->layout.tile_bytes;
     }
 }
 
-static void sum_floats(const struct job *job, const struct piece *piece, int32_t unit,
+static void sum_floats(const struct job *job, const struct piece *piece, int32_t row_first,
                        struct worker_scratch *scratch)
 {
     const struct linear_call *call = job->call;
     struct linear_float_tile tile = {
         .format = piece->part->format,
-        .ahead = bytes_to_next_unit(job, piece),
+        .group = group_of(piece, row_first),
+        .strip = row_first % LINEAR_ROWS / LINEAR_STRIP_ROWS,
         .in = call->weight->in,
+        .ahead = AHEAD_BYTES,
         .x = call->x + piece->token_first * call->x_stride,
         .x_stride = call->x_stride,
         .token_count = piece->token_count,
         .sum = scratch->sum,
     };
 
-    unit_groups(job, piece, unit, tile.group);
     job->kernels->tile_float(&tile);
 }
 
 /* Sums of a unit to their places, with the bias. */
-static void store(const struct job *job, const struct piece *piece, int32_t unit, const float *sum)
+static void store(const struct job *job, const struct piece *piece, int32_t row_first,
+                  const float *sum)
 {
     const struct linear_call *call = job->call;
     int32_t unit_rows = job->kernels->unit_rows;
-    int32_t row_first = unit * unit_rows;
     int32_t left = piece->part->out - row_first;
     int32_t row_count = left < unit_rows ? left : unit_rows;
     const float *bias = call->weight->bias;
@@ -204,13 +188,14 @@ static void run_unit(const struct job *job, const struct piece *piece, int32_t u
                      struct worker_scratch *scratch)
 {
     size_t sums = (size_t)piece->token_count * (size_t)job->kernels->unit_rows;
+    int32_t row_first = unit * job->kernels->unit_rows;
 
     memset(scratch->sum, 0, sums * sizeof *scratch->sum);
     if (linear_is_float(piece->part->format))
-        sum_floats(job, piece, unit, scratch);
+        sum_floats(job, piece, row_first, scratch);
     else
-        sum_codes(job, piece, unit, scratch);
-    store(job, piece, unit, scratch->sum);
+        sum_codes(job, piece, row_first, scratch);
+    store(job, piece, row_first, scratch->sum);
 }
 
 /* ---- tasks ---- */
@@ -229,7 +214,6 @@ static void enter_part(const struct job *job, struct piece *piece, const struct 
     if (linear_is_float(part->format))
         return;
     piece->layout = linear_layout(part->format);
-    piece->headers_bytes = linear_headers_bytes(&piece->layout, in);
 }
 
 /* Units [first, end) of all parts for the tokens of one chunk. */
@@ -282,13 +266,18 @@ static void run_task(void *context, int32_t task, int32_t worker)
 
 static int32_t task_count(const struct pool *pool, const struct job *job)
 {
-    bool few = job->call->T <= FEW_TOKENS;
-    int64_t most =
-        (int64_t)pool_thread_count(pool) * (few ? TASKS_PER_THREAD_FEW : TASKS_PER_THREAD_MANY);
-    int64_t tasks = job->unit_count;
+    int64_t threads = pool_thread_count(pool), units = job->unit_count, tasks;
 
-    tasks = tasks < most ? tasks : most;
-    return tasks < 1 ? 1 : (int32_t)tasks;
+    if (job->call->T > FEW_TOKENS) {
+        /* Units are long, and the units of a task share a chunk's activations. */
+        tasks = 8 * threads;
+    } else {
+        /* A task starts with weights that nobody has fetched ahead. */
+        tasks = units / 4;
+        tasks = tasks < 2 * threads ? 2 * threads : tasks;
+        tasks = tasks > 32 * threads ? 32 * threads : tasks;
+    }
+    return (int32_t)(tasks < units ? tasks : units);
 }
 
 void linear_run(struct pool *pool, enum cpu_isa isa, const struct linear_call *call)

@@ -1,8 +1,8 @@
 /* out = x . weight^T + bias on the CPU, for every weight format.
  *
- * Weights are packed once: 16 output rows lie interleaved, so that a vector holds one value of
- * each, and no sum runs across lanes. The packing is the same for every instruction set and takes
- * no more bytes than the file for the formats that matter (linear_layout.h describes it).
+ * Weights are packed once: output rows lie interleaved, 16 and 16, so that a vector holds one value
+ * of each, and no sum runs across lanes. The packing is the same for every instruction set and
+ * takes no more bytes than the file for the formats that matter (linear_layout.h describes it).
  *
  * Quantised formats multiply exact integers. Activations become 16-bit integers with one f32 scale
  * for each 32 values of a token; the products of a block are summed as integers, exactly; then one
@@ -24,7 +24,7 @@
 #include <stdint.h>
 
 enum {
-    LINEAR_ROWS = 16,  /* output rows in a group */
+    LINEAR_ROWS = 64,  /* output rows in a group */
     LINEAR_ALIGN = 64, /* of packed weights and scratch memory */
 };
 
@@ -34,7 +34,7 @@ enum {
  * block; any `out` will do. */
 size_t linear_packed_bytes(enum format format, int32_t out, int32_t in);
 
-/* Groups of 16 rows, the last one padded with zero rows. */
+/* Groups of LINEAR_ROWS rows, the last one padded with zero rows. */
 int32_t linear_group_count(int32_t out);
 
 /* Packs the groups [group_first, group_first + group_count) of `source` into `target`, the packed

@@ -31,27 +31,24 @@ struct linear_layout linear_layout(enum format format)
 
     assert(scheme != NULL);
     int32_t zero = scheme->table != NULL ? LINEAR_TABLE_ZERO : scheme->zero;
+    int32_t block_values = format_info(format)->block_values;
+    int32_t header_bytes = header_row_bytes[scales_of[format]] * LINEAR_STRIP_ROWS;
+    int32_t tile_bytes = scheme->code_bits * 64;
+    int32_t tile_count = block_values / LINEAR_BLOCK;
 
     assert((zero & (zero - 1)) == 0);
+    assert((tile_count & (tile_count - 1)) == 0);
     return (struct linear_layout){
         .scheme = scheme,
         .scales = scales_of[format],
-        .block_values = format_info(format)->block_values,
-        .header_bytes = header_row_bytes[scales_of[format]] * LINEAR_ROWS,
-        .tile_bytes = scheme->code_bits * 64,
+        .block_values = block_values,
+        .header_bytes = header_bytes,
+        .tile_bytes = tile_bytes,
+        .record_bytes = LINEAR_STRIPS * (header_bytes + tile_count * tile_bytes),
+        .record_shift = __builtin_ctz((unsigned)tile_count),
         .zero = zero,
         .zero_shift = zero == 0 ? 32 : __builtin_ctz((unsigned)zero),
     };
-}
-
-static size_t align_up(size_t bytes)
-{
-    return (bytes + LINEAR_ALIGN - 1) / LINEAR_ALIGN * LINEAR_ALIGN;
-}
-
-size_t linear_headers_bytes(const struct linear_layout *layout, int32_t in)
-{
-    return align_up((size_t)(in / layout->block_values) * (size_t)layout->header_bytes);
 }
 
 size_t linear_group_bytes(enum format format, int32_t in)
@@ -59,12 +56,11 @@ size_t linear_group_bytes(enum format format, int32_t in)
     assert(in > 0);
     assert(in % format_info(format)->block_values == 0);
     if (linear_is_float(format))
-        return align_up(format_row_bytes(format, in) * LINEAR_ROWS);
+        return format_row_bytes(format, in) * LINEAR_ROWS;
 
     struct linear_layout layout = linear_layout(format);
 
-    return linear_headers_bytes(&layout, in) +
-           (size_t)(in / LINEAR_BLOCK) * (size_t)layout.tile_bytes;
+    return (size_t)(in / layout.block_values) * (size_t)layout.record_bytes;
 }
 
 int32_t linear_group_count(int32_t out)
@@ -84,7 +80,7 @@ size_t linear_packed_bytes(enum format format, int32_t out, int32_t in)
 static void put_bytes(uint8_t *header, int32_t row, const uint8_t *source, int32_t count)
 {
     for (int32_t i = 0; i < count; i++)
-        header[i * LINEAR_ROWS + row] = source[i];
+        header[i * LINEAR_STRIP_ROWS + row] = source[i];
 }
 
 static void put_half(uint8_t *halves, int32_t row, const uint8_t *source)
@@ -190,20 +186,19 @@ static void pack_tile(int32_t code_bits, const uint8_t plain[LINEAR_TILE_BYTES],
 
 /* ---- packing ---- */
 
-/* One block of the file (32 or 256 values) of all rows of a group. */
+/* One block of the file (32 or 256 values) of all rows of a strip. */
 static void pack_block(const struct weight_source *source, const struct linear_layout *layout,
                        int32_t row_first, int32_t block, uint8_t *group)
 {
     const struct format_info *info = format_info(source->format);
     size_t row_bytes = format_row_bytes(source->format, source->in);
     int32_t tile_count = info->block_values / LINEAR_BLOCK;
+    int32_t strip = row_first % LINEAR_ROWS / LINEAR_STRIP_ROWS;
     uint8_t plain[FORMAT_BLOCK_MAX / LINEAR_BLOCK][LINEAR_TILE_BYTES] = {0};
-    uint8_t *header = group + (size_t)block * (size_t)layout->header_bytes;
-    uint8_t *tile = group + linear_headers_bytes(layout, source->in) +
-                    (size_t)block * (size_t)(tile_count * layout->tile_bytes);
+    uint8_t *header = group + linear_header_at(layout, strip, block * tile_count);
 
     memset(header, 0, (size_t)layout->header_bytes);
-    for (int32_t row = 0; row < LINEAR_ROWS && row_first + row < source->out; row++) {
+    for (int32_t row = 0; row < LINEAR_STRIP_ROWS && row_first + row < source->out; row++) {
         const uint8_t *from = (const uint8_t *)source->data +
                               (size_t)(row_first + row) * row_bytes +
                               (size_t)block * (size_t)info->block_bytes;
@@ -216,7 +211,8 @@ static void pack_block(const struct weight_source *source, const struct linear_l
                    4);
     }
     for (int32_t i = 0; i < tile_count; i++)
-        pack_tile(layout->scheme->code_bits, plain[i], tile + (size_t)(i * layout->tile_bytes));
+        pack_tile(layout->scheme->code_bits, plain[i],
+                  group + linear_tile_at(layout, strip, block * tile_count + i));
 }
 
 static void pack_floats(const struct weight_source *source, int32_t row_first, uint8_t *group)
@@ -241,11 +237,11 @@ static void pack_group(const struct weight_source *source, int32_t row_first, ui
         return;
     }
     struct linear_layout layout = linear_layout(source->format);
-    size_t headers = (size_t)(source->in / layout.block_values) * (size_t)layout.header_bytes;
 
-    memset(group + headers, 0, linear_headers_bytes(&layout, source->in) - headers);
-    for (int32_t block = 0; block < source->in / layout.block_values; block++)
-        pack_block(source, &layout, row_first, block, group);
+    for (int32_t block = 0; block < source->in / layout.block_values; block++) {
+        for (int32_t row = 0; row < LINEAR_ROWS; row += LINEAR_STRIP_ROWS)
+            pack_block(source, &layout, row_first + row, block, group);
+    }
 }
 
 void linear_pack_groups(const struct weight_source *source, void *target, int32_t group_first,
@@ -296,27 +292,29 @@ static float half_at(const uint8_t *halves, int32_t row)
     return format_f16(half);
 }
 
-/* Sub-scale and sub-min j of eight, as Q4_K packs them, from bytes that are LINEAR_ROWS apart. */
+/* Sub-scale and sub-min j of eight, as Q4_K packs them, from bytes that are 16 rows apart. */
 static void six_bits(const uint8_t *bytes, int32_t j, int32_t *scale, int32_t *min)
 {
     if (j < 4) {
-        *scale = bytes[j * LINEAR_ROWS] & 63;
-        *min = bytes[(j + 4) * LINEAR_ROWS] & 63;
+        *scale = bytes[j * LINEAR_STRIP_ROWS] & 63;
+        *min = bytes[(j + 4) * LINEAR_STRIP_ROWS] & 63;
         return;
     }
-    int32_t both = bytes[(j + 4) * LINEAR_ROWS];
+    int32_t both = bytes[(j + 4) * LINEAR_STRIP_ROWS];
 
-    *scale = (both & 15) | bytes[(j - 4) * LINEAR_ROWS] >> 6 << 4;
-    *min = both >> 4 | bytes[j * LINEAR_ROWS] >> 6 << 4;
+    *scale = (both & 15) | bytes[(j - 4) * LINEAR_STRIP_ROWS] >> 6 << 4;
+    *min = both >> 4 | bytes[j * LINEAR_STRIP_ROWS] >> 6 << 4;
 }
 
-struct linear_scale linear_scale(const struct linear_layout *layout, const uint8_t *headers,
+struct linear_scale linear_scale(const struct linear_layout *layout, const uint8_t *group,
                                  int32_t row, int32_t value)
 {
-    const uint8_t *header = headers + value / layout->block_values * layout->header_bytes;
+    const uint8_t *header =
+        group + linear_header_at(layout, row / LINEAR_STRIP_ROWS, value / LINEAR_BLOCK);
     int32_t in_block = value % layout->block_values;
     int32_t scale, min;
 
+    row %= LINEAR_STRIP_ROWS;
     switch (layout->scales) {
     case SCALES_F16:
         return (struct linear_scale){half_at(header, row), 0};
@@ -327,11 +325,11 @@ struct linear_scale linear_scale(const struct linear_layout *layout, const uint8
         return (struct linear_scale){half_at(header + 192, row) * (float)scale,
                                      half_at(header + 224, row) * (float)min};
     case SCALES_NIBBLE:
-        scale = header[in_block / 16 * LINEAR_ROWS + row];
+        scale = header[in_block / 16 * LINEAR_STRIP_ROWS + row];
         return (struct linear_scale){half_at(header + 256, row) * (float)(scale & 15),
                                      half_at(header + 288, row) * (float)(scale >> 4)};
     case SCALES_S8:
-        scale = (int8_t)header[in_block / 16 * LINEAR_ROWS + row];
+        scale = (int8_t)header[in_block / 16 * LINEAR_STRIP_ROWS + row];
         return (struct linear_scale){half_at(header + 256, row) * (float)scale, 0};
     default:
         return (struct linear_scale){format_e8_half(header[row]), 0};
@@ -343,15 +341,16 @@ static void row_of_codes(const struct weight_part *part, const uint8_t *group, i
 {
     struct linear_layout layout = linear_layout(part->format);
     const struct format_scheme *scheme = layout.scheme;
-    const uint8_t *tiles = group + linear_headers_bytes(&layout, in);
+    int32_t lane = row % LINEAR_STRIP_ROWS;
 
     for (int32_t first = 0; first < in; first += scheme->sub_values) {
         struct linear_scale scale = linear_scale(&layout, group, row, first);
-        const uint8_t *tile = tiles + (size_t)(first / LINEAR_BLOCK) * (size_t)layout.tile_bytes;
+        const uint8_t *tile =
+            group + linear_tile_at(&layout, row / LINEAR_STRIP_ROWS, first / LINEAR_BLOCK);
 
         for (int32_t i = 0; i < scheme->sub_values; i++) {
             int32_t at = first % LINEAR_BLOCK + i;
-            int32_t code = linear_tile_code(scheme->code_bits, tile, at / 4, 4 * row + at % 4);
+            int32_t code = linear_tile_code(scheme->code_bits, tile, at / 4, 4 * lane + at % 4);
             int32_t q = scheme->table != NULL ? scheme->table[code] : code - scheme->zero;
 
             target[first + i] = scale.scale * (float)q - scale.min;

@@ -1,10 +1,10 @@
 /* The kernels of `linear` in plain C: the meaning of what the others do with vectors, and what a
- * machine without AVX2 runs. A unit is one group of 16 rows. */
+ * machine without AVX2 runs. A unit is one strip of 16 rows. */
 #include "kernels/cpu/linear_layout.h"
 
 #include <math.h>
 
-enum { UNIT_ROWS = LINEAR_ROWS };
+enum { UNIT_ROWS = LINEAR_STRIP_ROWS };
 
 /* ---- activations ---- */
 
@@ -68,11 +68,13 @@ static void decode(const struct linear_tile *t)
     struct linear_panel *panel = t->panel;
 
     for (int32_t b = 0; b < t->block_count; b++) {
-        decode_tile(t->layout->scheme, t->code[0] + (size_t)b * (size_t)t->layout->tile_bytes,
+        decode_tile(t->layout->scheme,
+                    t->group + linear_tile_at(t->layout, t->strip, t->block_first + b),
                     panel->code + (size_t)b * LINEAR_TILE_BYTES);
         for (int32_t i = 0; i < 2 * UNIT_ROWS; i++) {
             int32_t value = (t->block_first + b) * LINEAR_BLOCK + i / UNIT_ROWS * 16;
-            struct linear_scale scale = linear_scale(t->layout, t->header[0], i % UNIT_ROWS, value);
+            struct linear_scale scale =
+                linear_scale(t->layout, t->group, t->strip * UNIT_ROWS + i % UNIT_ROWS, value);
 
             panel->scale[b * 2 * UNIT_ROWS + i] = scale.scale;
             panel->min[b * 2 * UNIT_ROWS + i] = scale.min;
@@ -135,12 +137,14 @@ static void tile(const struct linear_tile *t)
 
 static void tile_float(const struct linear_float_tile *t)
 {
-    size_t bytes = (size_t)format_info(t->format)->block_bytes * UNIT_ROWS;
+    size_t bytes = (size_t)format_info(t->format)->block_bytes;
 
     for (int32_t i = 0; i < t->in; i++) {
         float w[UNIT_ROWS];
 
-        format_dequantise(t->format, t->group[0] + (size_t)i * bytes, UNIT_ROWS, w);
+        size_t first = (size_t)i * LINEAR_ROWS + (size_t)(t->strip * UNIT_ROWS);
+
+        format_dequantise(t->format, t->group + first * bytes, UNIT_ROWS, w);
         for (int32_t token = 0; token < t->token_count; token++) {
             float x = t->x[token * t->x_stride + i];
             float *sum = t->sum + (ptrdiff_t)token * UNIT_ROWS;

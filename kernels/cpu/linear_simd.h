@@ -1,8 +1,8 @@
 /* The kernels of `linear` over vectors, written once: linear_avx2.c, linear_avx512.c and
  * linear_avx512bf16.c define the vectors and their operations, and include this.
  *
- * A unit of rows is VECTORS wide: the two halves of a group where a vector has 8 lanes, four
- * groups where it has 16. What the including file gives:
+ * A unit of rows is VECTORS wide: the two halves of a strip where a vector has 8 lanes, four
+ * strips where it has 16. What the including file gives:
  *   LANES, vint, vfloat       lanes of 32 bits, and the vectors
  *   VECTORS, TILE_TOKENS      sums in registers: of so many vectors of rows, for so many tokens
  *   STEPS                     vectors of codes of a block of 32 values in a panel, for each of
@@ -16,7 +16,7 @@
 enum {
     UNIT_ROWS = VECTORS * LANES,
     VECTOR_BYTES = 4 * LANES,
-    UNIT_GROUPS = UNIT_ROWS / LINEAR_ROWS,
+    UNIT_STRIPS = UNIT_ROWS / LINEAR_STRIP_ROWS,
     BLOCK_CODE_BYTES = STEPS * VECTORS * VECTOR_BYTES, /* of a block in a panel */
 };
 
@@ -105,9 +105,9 @@ INLINE void decode_codes(const struct format_scheme *scheme, const uint8_t *tile
 /* Scale and min of sub-block j of 8, as Q4_K packs them. */
 INLINE void six_bits(const uint8_t *header, int32_t j, vfloat *scale, vfloat *min)
 {
-    vint first = v_load_u8(header + j % 4 * LINEAR_ROWS);
-    vint second = v_load_u8(header + (j % 4 + 4) * LINEAR_ROWS);
-    vint both = v_load_u8(header + (j % 4 + 8) * LINEAR_ROWS);
+    vint first = v_load_u8(header + j % 4 * LINEAR_STRIP_ROWS);
+    vint second = v_load_u8(header + (j % 4 + 4) * LINEAR_STRIP_ROWS);
+    vint both = v_load_u8(header + (j % 4 + 8) * LINEAR_STRIP_ROWS);
 
     if (j < 4) {
         *scale = v_to_float(v_and(first, v_ints(63)));
@@ -141,7 +141,7 @@ INLINE void load_scales(enum linear_scales scales, const uint8_t *bytes, const u
         break;
     case SCALES_NIBBLE:
         for (int32_t i = 0; i < 2; i++) {
-            vint both = v_load_u8(bytes + (2 * j + i) * LINEAR_ROWS);
+            vint both = v_load_u8(bytes + (2 * j + i) * LINEAR_STRIP_ROWS);
 
             scale[i] = v_to_float(v_and(both, v_ints(15)));
             min[i] = v_to_float(v_right_ints(both, 4));
@@ -151,7 +151,7 @@ INLINE void load_scales(enum linear_scales scales, const uint8_t *bytes, const u
         break;
     case SCALES_S8:
         for (int32_t i = 0; i < 2; i++) {
-            scale[i] = v_to_float(v_load_s8(bytes + (2 * j + i) * LINEAR_ROWS));
+            scale[i] = v_to_float(v_load_s8(bytes + (2 * j + i) * LINEAR_STRIP_ROWS));
             scale[i] = v_mul(v_load_f16(halves + 256), scale[i]);
         }
         break;
@@ -166,39 +166,34 @@ INLINE void load_scales(enum linear_scales scales, const uint8_t *bytes, const u
     }
 }
 
-/* Scales and mins of block b of a vector of rows to that vector's place in a panel's block. */
-INLINE void decode_scales(const struct linear_tile *t, int32_t vector, int32_t b,
-                          float *scale_target, float *min_target)
+/* Block b of a vector of rows to its place in a panel's block. */
+INLINE void decode_vector(const struct linear_tile *t, int32_t vector, int32_t b,
+                          int32_t panel_block)
 {
-    int32_t block = t->block_first + b, row = vector * LANES % LINEAR_ROWS;
-    int32_t blocks_of_header = t->layout->block_values / LINEAR_BLOCK;
-    const uint8_t *header = t->header[vector * LANES / LINEAR_ROWS] +
-                            block / blocks_of_header * t->layout->header_bytes;
+    const struct linear_layout *layout = t->layout;
+    int32_t block = t->block_first + b, lane = vector * LANES % LINEAR_STRIP_ROWS;
+    int32_t strip = t->strip + vector * LANES / LINEAR_STRIP_ROWS;
+    const uint8_t *header = t->group + linear_header_at(layout, strip, block);
+    const uint8_t *tile = t->group + linear_tile_at(layout, strip, block);
+    ptrdiff_t at = (ptrdiff_t)panel_block * 2 * UNIT_ROWS + (ptrdiff_t)vector * LANES;
     vfloat scale[2], min[2];
 
-    load_scales(t->layout->scales, header + row, header + 2 * (ptrdiff_t)row,
-                block % blocks_of_header, scale, min);
+    decode_codes(layout->scheme, tile + (ptrdiff_t)4 * lane,
+                 t->panel->code + (ptrdiff_t)panel_block * BLOCK_CODE_BYTES +
+                     (ptrdiff_t)vector * VECTOR_BYTES);
+    load_scales(layout->scales, header + lane, header + (ptrdiff_t)2 * lane,
+                linear_block_in_record(layout, block), scale, min);
     for (int32_t i = 0; i < 2; i++) {
-        v_store(scale_target + (ptrdiff_t)(VECTORS * i + vector) * LANES, scale[i]);
-        v_store(min_target + (ptrdiff_t)(VECTORS * i + vector) * LANES, min[i]);
+        v_store(t->panel->scale + at + (ptrdiff_t)i * UNIT_ROWS, scale[i]);
+        v_store(t->panel->min + at + (ptrdiff_t)i * UNIT_ROWS, min[i]);
     }
 }
 
 /* Block b of a tile to a block of a panel. */
 static void decode_block(const struct linear_tile *t, int32_t b, int32_t panel_block)
 {
-    struct linear_panel *panel = t->panel;
-    ptrdiff_t scales = (ptrdiff_t)panel_block * 2 * UNIT_ROWS;
-    uint8_t *code = panel->code + (ptrdiff_t)panel_block * BLOCK_CODE_BYTES;
-
-    for (int32_t vector = 0; vector < VECTORS; vector++) {
-        const uint8_t *tile = t->code[vector * LANES / LINEAR_ROWS] +
-                              4 * (vector * LANES % LINEAR_ROWS) +
-                              (ptrdiff_t)b * t->layout->tile_bytes;
-
-        decode_codes(t->layout->scheme, tile, code + (ptrdiff_t)vector * VECTOR_BYTES);
-        decode_scales(t, vector, b, panel->scale + scales, panel->min + scales);
-    }
+    for (int32_t vector = 0; vector < VECTORS; vector++)
+        decode_vector(t, vector, b, panel_block);
 }
 
 static void decode(const struct linear_tile *t)
@@ -209,15 +204,25 @@ static void decode(const struct linear_tile *t)
 
 /* ---- tiles ---- */
 
-/* Asks for what the unit after this one has in the place of block b. */
+INLINE void prefetch(const uint8_t *first, ptrdiff_t bytes)
+{
+    for (ptrdiff_t i = 0; i < bytes; i += 64)
+        __builtin_prefetch(first + i);
+}
+
+/* Asks for what lies `ahead` of block b: weights are one stream, so these are the next blocks, of
+ * this group or the next. */
 INLINE void prefetch_block(const struct linear_tile *t, int32_t b)
 {
-    for (int32_t i = 0; i < UNIT_GROUPS; i++) {
-        const uint8_t *next = t->code[i] + (ptrdiff_t)b * t->layout->tile_bytes + t->ahead;
+    const struct linear_layout *layout = t->layout;
+    const uint8_t *next = t->group + t->ahead;
+    int32_t block = t->block_first + b;
 
-        for (int32_t n = 0; n < t->layout->tile_bytes; n += 64)
-            __builtin_prefetch(next + n);
-    }
+    if (linear_block_in_record(layout, block) == 0)
+        prefetch(next + linear_header_at(layout, t->strip, block),
+                 (ptrdiff_t)UNIT_STRIPS * layout->header_bytes);
+    prefetch(next + linear_tile_at(layout, t->strip, block),
+             (ptrdiff_t)UNIT_STRIPS * layout->tile_bytes);
 }
 
 /* A block of a panel: codes, and scales and mins of its first and last 16 values. */
@@ -324,6 +329,7 @@ INLINE vfloat load_value(enum format format, const uint8_t *source)
 INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens, enum format format,
                          ptrdiff_t value_bytes)
 {
+    const uint8_t *first = t->group + (ptrdiff_t)t->strip * LINEAR_STRIP_ROWS * value_bytes;
     vfloat sum[TILE_TOKENS][VECTORS];
 
     for (int32_t i = 0; i < tokens * VECTORS; i++)
@@ -332,11 +338,10 @@ INLINE void float_tokens(const struct linear_float_tile *t, int32_t tokens, enum
         vfloat w[VECTORS];
 
         for (int32_t v = 0; v < VECTORS; v++) {
-            ptrdiff_t at = (ptrdiff_t)k * LINEAR_ROWS + v * LANES % LINEAR_ROWS;
-            const uint8_t *from = t->group[v * LANES / LINEAR_ROWS] + at * value_bytes;
+            const uint8_t *from = first + ((ptrdiff_t)k * LINEAR_ROWS + v * LANES) * value_bytes;
 
             w[v] = load_value(format, from);
-            if (t->ahead != 0)
+            if (t->ahead != 0 && v * LANES * value_bytes % 64 == 0)
                 __builtin_prefetch(from + t->ahead);
         }
         for (int32_t n = 0; n < tokens; n++) {

@@ -92,13 +92,33 @@ static void load_queries(const struct attend_call *call, const struct attend_tas
     memset(attend->out, 0, (size_t)task->count * (size_t)wide * sizeof(*attend->out));
 }
 
+static void load_key(const struct device *device, float *target, const uint16_t *key, int32_t C)
+{
+    int32_t lanes = device->kv.lanes;
+
+    if (device->kv.halves == 1) {
+        device->vector->load_key(target, key, lanes, C);
+        return;
+    }
+    for (int32_t c = 0; c < C; c++)
+        memcpy(target + (int64_t)c * ATTEND_TILE, key + 2 * (int64_t)c * lanes,
+               (size_t)lanes * sizeof(*target));
+}
+
+static void load_value(const struct device *device, float *target, const uint16_t *value, int32_t C)
+{
+    if (device->kv.halves == 1)
+        device->vector->load_value(target, value, C);
+    else
+        memcpy(target, value, (size_t)C * sizeof(*target));
+}
+
 /* Keys and values of a tile as floats. Positions that no row sees may have no block, or hold
  * what another sequence left: values become 0; keys may be anything, their scores are masked. */
 static void load_tile(const struct attend_call *call, const struct attend_task *task,
                       struct cpu_attend *attend, int32_t tile_first)
 {
     struct device *device = call->device;
-    const struct cpu_vector *vector = device->vector;
     int32_t layer = call->args->layer, C = call->args->head_width, wide = padded(C);
     int32_t lanes = device->kv.lanes, tokens = device->kv.block_tokens;
     const int32_t *table = cpu_kv_table(device, layer, task->row->slot);
@@ -107,9 +127,8 @@ static void load_tile(const struct attend_call *call, const struct attend_task *
         int32_t p = tile_first + i;
         if (p + lanes <= task->visible_first || p > task->visible_final)
             continue;
-        vector->load_key(attend->key + i,
-                         cpu_kv_key(device, layer, task->kv_head, table[p / tokens], p % tokens),
-                         lanes, C);
+        load_key(device, attend->key + i,
+                 cpu_kv_key(device, layer, task->kv_head, table[p / tokens], p % tokens), C);
     }
     for (int32_t i = 0; i < ATTEND_TILE; i++) {
         int32_t p = tile_first + i;
@@ -118,8 +137,8 @@ static void load_tile(const struct attend_call *call, const struct attend_task *
             memset(value, 0, (size_t)C * sizeof(*value));
             continue;
         }
-        vector->load_value(
-            value, cpu_kv_value(device, layer, task->kv_head, table[p / tokens], p % tokens), C);
+        load_value(device, value,
+                   cpu_kv_value(device, layer, task->kv_head, table[p / tokens], p % tokens), C);
     }
 }
 
@@ -269,8 +288,8 @@ static void attend(void *context, int32_t index, int32_t worker)
     const struct device *device = call->device;
     struct cpu_attend *attend = &device->attend[worker];
     struct attend_task task = task_of(call, index);
-    bool direct = task.count <= device->vector->direct_max && device->kv.lanes == ATTEND_RUN &&
-                  call->args->head_width % ATTEND_ALIGN == 0;
+    bool direct = task.count <= device->vector->direct_max && device->kv.halves == 1 &&
+                  device->kv.lanes == ATTEND_RUN && call->args->head_width % ATTEND_ALIGN == 0;
 
     load_queries(call, &task, attend);
     if (direct) {
@@ -318,7 +337,7 @@ void cpu_attention(struct device *device, struct activation out, struct activati
     assert(args->head_width == device->kv.head_width);
     assert(args->head_count % args->kv_head_count == 0);
     call.task_count = cut(&call);
-    while (call.task_count < 2 * threads && call.rows_max > 2 && threads > 1) {
+    while (call.task_count < 2 * threads && call.rows_max > CPU_ROWS_LEAST && threads > 1) {
         call.rows_max /= 2;
         call.task_count = cut(&call);
     }

@@ -11,9 +11,17 @@
 #include <errno.h>
 #include <string.h>
 
-static int64_t layer_halves(const struct kv_shape *shape)
+/* Floats are for those who compare with a reference: they cost twice the memory, and attention
+ * over them takes the slower of its two ways. */
+static int32_t element_halves(const struct device *device)
 {
-    return 2 * (int64_t)shape->block_tokens * shape->kv_head_count * shape->head_width;
+    return device->options.kv_dtype == KV_F32 ? 2 : 1;
+}
+
+static int64_t layer_halves(const struct device *device, const struct kv_shape *shape)
+{
+    return 2 * (int64_t)shape->block_tokens * shape->kv_head_count * shape->head_width *
+           element_halves(device);
 }
 
 /* A block serves any group, so it has room for the group of most layers. */
@@ -33,8 +41,7 @@ static int32_t group_layer_max(const struct kv_shape *shape)
 
 size_t cpu_kv_block_bytes(struct device *device, const struct kv_shape *shape)
 {
-    (void)device;
-    return (size_t)(layer_halves(shape) * group_layer_max(shape)) * sizeof(uint16_t);
+    return (size_t)(layer_halves(device, shape) * group_layer_max(shape)) * sizeof(uint16_t);
 }
 
 static void index_layers(struct cpu_kv *kv, const struct kv_shape *shape)
@@ -63,10 +70,11 @@ int cpu_kv_open(struct device *device, const struct kv_shape *shape)
         .kv_head_count = shape->kv_head_count,
         .head_width = shape->head_width,
         .group_count = shape->group_count,
+        .halves = element_halves(device),
         .lanes = shape->block_tokens < ATTEND_RUN ? shape->block_tokens : ATTEND_RUN,
         .table_length = (device->options.context_max - 1) / shape->block_tokens + 1,
-        .layer_stride = layer_halves(shape),
-        .block_stride = layer_halves(shape) * group_layer_max(shape),
+        .layer_stride = layer_halves(device, shape),
+        .block_stride = layer_halves(device, shape) * group_layer_max(shape),
     };
     size_t entries = (size_t)kv->group_count * slots * (size_t)kv->table_length;
     kv->layer_group = cpu_alloc(device, layers * sizeof(*kv->layer_group));
@@ -121,7 +129,7 @@ uint16_t *cpu_kv_key(const struct device *device, int32_t layer, int32_t head, i
 
     assert(block >= 0);
     return kv->data + block * kv->block_stride + kv->layer_index[layer] * kv->layer_stride +
-           position * kv->head_width;
+           position * kv->head_width * kv->halves;
 }
 
 uint16_t *cpu_kv_value(const struct device *device, int32_t layer, int32_t head, int32_t block,
@@ -132,5 +140,5 @@ uint16_t *cpu_kv_value(const struct device *device, int32_t layer, int32_t head,
 
     assert(block >= 0);
     return kv->data + block * kv->block_stride + kv->layer_index[layer] * kv->layer_stride +
-           position * kv->head_width;
+           position * kv->head_width * kv->halves;
 }

@@ -2,6 +2,7 @@
 #include "kernels/cpu/device.h"
 
 #include <assert.h>
+#include <string.h>
 
 enum { GRAIN = 4096, WIDTH_MAX = 512 };
 
@@ -38,6 +39,18 @@ static void store_head(const struct rope_call *call, const float *key, const flo
     device->vector->to_f16(cpu_kv_value(device, call->args->layer, head, block, offset), value, C);
 }
 
+static void store_head_f32(const struct rope_call *call, const float *key, const float *value,
+                           int32_t head, int32_t block, int32_t offset)
+{
+    struct device *device = call->device;
+    int32_t C = call->args->head_width, lanes = device->kv.lanes, layer = call->args->layer;
+    float *run = (float *)(void *)cpu_kv_key(device, layer, head, block, offset);
+
+    for (int32_t c = 0; c < C; c++)
+        run[c * lanes + offset % lanes] = key[c];
+    memcpy(cpu_kv_value(device, layer, head, block, offset), value, (size_t)C * sizeof(*value));
+}
+
 static void rope_token(const struct rope_call *call, int32_t t)
 {
     struct device *device = call->device;
@@ -49,14 +62,16 @@ static void rope_token(const struct rope_call *call, int32_t t)
     int32_t block = cpu_kv_table(device, args->layer, row->slot)[index];
     float *q = (float *)call->qkv.data + t * call->qkv.stride;
     float *k = q + (int64_t)args->head_count * C;
+    void (*store)(const struct rope_call *, const float *, const float *, int32_t, int32_t,
+                  int32_t) = device->kv.halves == 2 ? store_head_f32 : store_head;
     float *v = k + (int64_t)args->kv_head_count * C;
 
     for (int32_t h = 0; h < args->head_count; h++)
         turn(call, q + (int64_t)h * C, args->q_norm, position);
     for (int32_t h = 0; h < args->kv_head_count; h++) {
         turn(call, k + (int64_t)h * C, args->k_norm, position);
-        store_head(call, k + (int64_t)h * C, v + (int64_t)h * C, h, block,
-                   position % device->kv.block_tokens);
+        store(call, k + (int64_t)h * C, v + (int64_t)h * C, h, block,
+              position % device->kv.block_tokens);
     }
 }
 

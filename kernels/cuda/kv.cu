@@ -78,6 +78,8 @@ int cuda_kv_open(struct device *device, const struct kv_shape *shape)
     struct kv_view *kv = &device->kv;
     size_t layer_bytes = (size_t)shape->layer_count * sizeof(int32_t);
     assert(kv->pool == NULL);
+    if (device->options.kv_dtype != KV_AUTO)
+        return -ENOTSUP;
     kv->group_count = shape->group_count;
     kv->block_tokens = shape->block_tokens;
     kv->table_width = ceil_div(device->options.context_max, shape->block_tokens);

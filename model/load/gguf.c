@@ -1,19 +1,13 @@
-/* GGUF files on disk: mapping, the parts of a split model, lookup by name, reading of values.
- *
- * A mapping shows what the file holds now: a file that somebody cuts short while it is being
- * loaded ends the process by SIGBUS, as with every program that maps files.
- */
+/* GGUF files on disk: the parts of a split model, lookup by name, reading of values. */
 #include "model/load/gguf.h"
 
+#include "model/load/mapping.h"
+
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 enum { PATH_BYTES = 4096 };
 
@@ -175,53 +169,17 @@ static int index_tensors(struct gguf *gguf, char *error, size_t error_bytes)
     return 0;
 }
 
-/* Where a tensor that cannot be a file of weights is opened, errno's text is the reason. */
-static int map_file(const char *path, const unsigned char **map, size_t *bytes, char *error,
-                    size_t error_bytes)
-{
-    struct stat status = {0};
-    int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    int failure = 0;
-    void *memory;
-
-    if (fd < 0 || fstat(fd, &status) != 0)
-        failure = errno;
-    else if (S_ISDIR(status.st_mode))
-        failure = EISDIR;
-    else if (!S_ISREG(status.st_mode))
-        failure = ENODEV;
-    if (failure == 0 && status.st_size == 0) {
-        snprintf(error, error_bytes, "the file is empty");
-        close(fd);
-        return -EINVAL;
-    }
-    if (failure == 0) {
-        memory = mmap(NULL, (size_t)status.st_size, PROT_READ, MAP_PRIVATE, fd, 0);
-        if (memory == MAP_FAILED) {
-            failure = errno;
-        } else {
-            *map = memory;
-            *bytes = (size_t)status.st_size;
-        }
-    }
-    if (fd >= 0)
-        close(fd);
-    if (failure != 0)
-        snprintf(error, error_bytes, "%s", failure == ENODEV ? "not a file" : strerror(failure));
-    return failure == ENODEV ? -EINVAL : -failure;
-}
-
 static int open_part(struct gguf_part *part, const char *path, char *error, size_t error_bytes)
 {
     const unsigned char *map = NULL;
     size_t bytes = 0;
-    int status = map_file(path, &map, &bytes, error, error_bytes);
+    int status = mapping_open(path, &map, &bytes, error, error_bytes);
 
     if (status != 0)
         return status;
     status = gguf_parse(part, map, bytes, error, error_bytes);
     if (status != 0)
-        munmap((void *)(uintptr_t)map, bytes);
+        mapping_close(map, bytes);
     else
         part->map = map;
     return status;
@@ -385,8 +343,7 @@ void gguf_close(struct gguf *gguf)
     if (gguf == NULL)
         return;
     for (int32_t i = 0; i < gguf->part_count; i++) {
-        if (gguf->part[i].map != NULL)
-            munmap((void *)(uintptr_t)gguf->part[i].map, gguf->part[i].bytes);
+        mapping_close(gguf->part[i].map, gguf->part[i].bytes);
         gguf_part_free(&gguf->part[i]);
     }
     free(gguf->part);
@@ -397,6 +354,5 @@ void gguf_close(struct gguf *gguf)
 void gguf_prefetch(const struct gguf *gguf)
 {
     for (int32_t i = 0; i < gguf->part_count; i++)
-        if (gguf->part[i].map != NULL)
-            madvise((void *)(uintptr_t)gguf->part[i].map, gguf->part[i].bytes, MADV_WILLNEED);
+        mapping_prefetch(gguf->part[i].map, gguf->part[i].bytes);
 }

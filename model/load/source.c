@@ -1,8 +1,11 @@
-/* Settings and tensors of a GGUF by the names that architectures use. The tokenizer's keys are
- * read in vocabulary.c. */
+/* Settings and tensors of a GGUF or a folder by the names that architectures use. The tokenizer's
+ * keys are read in vocabulary.c, what formats differ in is in traits.c. */
 #include "model/load/source.h"
 
 #include "model/load/gguf.h"
+#include "model/load/hf.h"
+#include "model/load/json_tree.h"
+#include "model/load/safetensors.h"
 #include "model/load/source_private.h"
 
 #include <assert.h>
@@ -13,6 +16,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 enum { KEY_BYTES = 192 };
 
@@ -43,34 +48,51 @@ const char *source_architecture(const struct source *source)
     return source->architecture;
 }
 
-static const char *file_name(const char *path)
+/* The last part of a path, without slashes behind it. */
+static struct gguf_string file_name(const char *path)
 {
-    const char *slash = strrchr(path, '/');
+    size_t end = strlen(path), begin;
 
-    return slash == NULL ? path : slash + 1;
+    while (end > 1 && path[end - 1] == '/')
+        end--;
+    for (begin = end; begin > 0 && path[begin - 1] != '/'; begin--)
+        continue;
+    return (struct gguf_string){path + begin, end - begin};
+}
+
+/* A source without contents; NULL: no memory. */
+static struct source *create(const char *path, char *error, size_t error_bytes)
+{
+    struct source *source = calloc(1, sizeof(*source));
+
+    if (source == NULL)
+        return NULL;
+    source->path = strdup(path);
+    source->error = error;
+    source->error_bytes = error_bytes;
+    if (source->path != NULL)
+        return source;
+    free(source);
+    return NULL;
 }
 
 int source_open_gguf(struct source **target, struct gguf *gguf, const char *path, char *error,
                      size_t error_bytes)
 {
-    struct source *source = calloc(1, sizeof(*source));
+    struct source *source = create(path, error, error_bytes);
     struct gguf_string name;
     int status;
 
     *target = NULL;
-    if (source != NULL) {
+    if (source != NULL)
         source->used = calloc((size_t)gguf->tensor_count + 1, sizeof(*source->used));
-        source->path = strdup(path);
-    }
-    if (source == NULL || source->used == NULL || source->path == NULL) {
+    if (source == NULL || source->used == NULL) {
         snprintf(error, error_bytes, "cannot load %s: no memory", path);
         gguf_close(gguf);
         source_close(source);
         return -ENOMEM;
     }
     source->gguf = gguf;
-    source->error = error;
-    source->error_bytes = error_bytes;
     name = gguf_text(gguf_find(gguf, "general.architecture"));
     gguf_printable(name, source->architecture, sizeof(source->architecture));
     if (name.count == 0)
@@ -83,15 +105,56 @@ int source_open_gguf(struct source **target, struct gguf *gguf, const char *path
     return status;
 }
 
+static int open_folder(struct source **target, const char *path, bool dummy, char *error,
+                       size_t error_bytes)
+{
+    struct source *source = create(path, error, error_bytes);
+    char detail[1024];
+    int status;
+
+    if (source == NULL) {
+        snprintf(error, error_bytes, "cannot load %s: no memory", path);
+        return -ENOMEM;
+    }
+    status = hf_folder_open(&source->hf, path, dummy, detail, sizeof(detail));
+    if (status != 0) {
+        source_refuse(source, status, "%s", detail);
+        source_close(source);
+        return status;
+    }
+    snprintf(source->architecture, sizeof(source->architecture), "%s",
+             source->hf->config.family->architecture);
+    *target = source;
+    return 0;
+}
+
+static bool is_folder(const char *path)
+{
+    struct stat status = {0};
+
+    return stat(path, &status) == 0 && S_ISDIR(status.st_mode);
+}
+
 int source_open(struct source **target, const char *path, char *error, size_t error_bytes)
 {
     struct gguf *gguf;
-    int status = gguf_open(&gguf, path, error, error_bytes);
+    int status;
 
     *target = NULL;
-    if (status != 0)
-        return status;
-    return source_open_gguf(target, gguf, path, error, error_bytes);
+    if (is_folder(path))
+        return open_folder(target, path, false, error, error_bytes);
+    status = gguf_open(&gguf, path, error, error_bytes);
+    return status != 0 ? status : source_open_gguf(target, gguf, path, error, error_bytes);
+}
+
+int source_open_dummy(struct source **target, const char *path, char *error, size_t error_bytes)
+{
+    *target = NULL;
+    if (is_folder(path))
+        return open_folder(target, path, true, error, error_bytes);
+    snprintf(error, error_bytes,
+             "cannot load %s: dummy weights take their shape from a folder's config.json", path);
+    return -ENOTSUP;
 }
 
 void source_close(struct source *source)
@@ -99,6 +162,7 @@ void source_close(struct source *source)
     if (source == NULL)
         return;
     gguf_close(source->gguf);
+    hf_folder_close(source->hf);
     free(source->used);
     free(source->path);
     free(source);
@@ -106,22 +170,14 @@ void source_close(struct source *source)
 
 void source_prefetch(const struct source *source)
 {
-    gguf_prefetch(source->gguf);
+    if (source->gguf != NULL)
+        gguf_prefetch(source->gguf);
+    else if (source->hf->safetensors != NULL)
+        safetensors_prefetch(source->hf->safetensors);
 }
 
-void source_summary(const struct source *source, struct source_summary *summary)
+static void sum_gguf(const struct gguf *gguf, struct source_summary *summary)
 {
-    const struct gguf *gguf = source->gguf;
-    struct gguf_string name = gguf_text(gguf_find(gguf, "general.name"));
-    const char *file = file_name(source->path);
-
-    memset(summary, 0, sizeof(*summary));
-    if (name.count == 0)
-        name = (struct gguf_string){file, strlen(file)};
-    gguf_printable(name, summary->name, sizeof(summary->name));
-    snprintf(summary->architecture, sizeof(summary->architecture), "%s", source->architecture);
-    gguf_printable(gguf_text(gguf_find(gguf, "tokenizer.ggml.model")), summary->tokenizer,
-                   sizeof(summary->tokenizer));
     summary->version = (int32_t)gguf->part[0].version;
     summary->part_count = gguf->part_count;
     summary->file_bytes = gguf->bytes;
@@ -139,14 +195,68 @@ void source_summary(const struct source *source, struct source_summary *summary)
     }
 }
 
+static bool has_file(const char *folder, const char *name)
+{
+    char path[4096];
+
+    return (size_t)snprintf(path, sizeof(path), "%s/%s", folder, name) < sizeof(path) &&
+           access(path, R_OK) == 0;
+}
+
+void source_summary(const struct source *source, struct source_summary *summary)
+{
+    struct gguf_string name = {"", 0};
+
+    memset(summary, 0, sizeof(*summary));
+    if (source->gguf != NULL) {
+        sum_gguf(source->gguf, summary);
+        name = gguf_text(gguf_find(source->gguf, "general.name"));
+        gguf_printable(gguf_text(gguf_find(source->gguf, "tokenizer.ggml.model")),
+                       summary->tokenizer, sizeof(summary->tokenizer));
+    } else {
+        hf_folder_summary(source->hf, summary);
+        if (has_file(source->path, "tokenizer.json"))
+            snprintf(summary->tokenizer, sizeof(summary->tokenizer), "tokenizer.json");
+        if (!source_ties_head(source) && !source_has_tensor(source, ROLE_HEAD, LAYER_NONE))
+            snprintf(summary->note, sizeof(summary->note),
+                     "there is no lm_head.weight, though the head is not said to be tied: the "
+                     "embedding is the head");
+    }
+    if (name.count == 0)
+        name = file_name(source->path);
+    gguf_printable(name, summary->name, sizeof(summary->name));
+    snprintf(summary->architecture, sizeof(summary->architecture), "%s", source->architecture);
+}
+
 /* ---- settings ---- */
 
 static const struct gguf_value *find(const struct source *source, const char *key)
 {
+    const struct hf_setting *setting;
     char whole[KEY_BYTES];
 
+    if (source->hf != NULL) {
+        setting = hf_config_find(&source->hf->config, key);
+        return setting == NULL ? NULL : &setting->value;
+    }
     snprintf(whole, sizeof(whole), "%s.%s", source->architecture, key);
     return gguf_find(source->gguf, whole);
+}
+
+/* As the file spells the key. */
+static const char *spell(const struct source *source, const char *key, char *text)
+{
+    const struct hf_setting *setting;
+    const char *name = NULL;
+
+    if (source->hf == NULL) {
+        snprintf(text, KEY_BYTES, "key %s.%s", source->architecture, key);
+        return text;
+    }
+    setting = hf_config_find(&source->hf->config, key);
+    name = setting == NULL ? hf_config_name(key) : setting->name;
+    snprintf(text, KEY_BYTES, "config.json: %s", name == NULL ? key : name);
+    return text;
 }
 
 bool source_has(const struct source *source, const char *key)
@@ -159,17 +269,18 @@ static bool uniform(struct source *source, const struct gguf_value *value, const
                     double *number)
 {
     double other = NAN;
+    char text[KEY_BYTES];
 
     if (!gguf_real(value, 0, number)) {
-        source_refuse(source, -EINVAL, "key %s.%s is no number", source->architecture, key);
+        source_refuse(source, -EINVAL, "%s is no number", spell(source, key, text));
         return false;
     }
     for (int64_t i = 1; i < value->count; i++) {
         if (gguf_real(value, i, &other) && other == *number)
             continue;
         source_refuse(source, -ENOTSUP,
-                      "key %s.%s differs between layers (%g and %g), which is not supported",
-                      source->architecture, key, *number, other);
+                      "%s differs between layers (%g and %g), which is not supported",
+                      spell(source, key, text), *number, other);
         return false;
     }
     return true;
@@ -179,17 +290,18 @@ double source_real(struct source *source, const char *key, double least, double 
 {
     const struct gguf_value *value = find(source, key);
     double number;
+    char text[KEY_BYTES];
 
     if (value == NULL) {
-        source_refuse(source, -EINVAL, "key %s.%s is missing", source->architecture, key);
+        source_refuse(source, -EINVAL, "%s is missing", spell(source, key, text));
         return least;
     }
     if (!uniform(source, value, key, &number))
         return least;
     if (number >= least && number <= most)
         return number;
-    source_refuse(source, -EINVAL, "key %s.%s is %.10g, not from %.10g to %.10g",
-                  source->architecture, key, number, least, most);
+    source_refuse(source, -EINVAL, "%s is %.10g, not from %.10g to %.10g", spell(source, key, text),
+                  number, least, most);
     return least;
 }
 
@@ -203,10 +315,11 @@ int64_t source_int(struct source *source, const char *key, int64_t least, int64_
 {
     const struct gguf_value *value = find(source, key);
     int64_t number;
+    char text[KEY_BYTES];
 
     assert(least >= -(1LL << 52) && most <= 1LL << 52); /* so that a double holds it */
     if (value != NULL && !gguf_int(value, 0, &number)) {
-        source_refuse(source, -EINVAL, "key %s.%s is no integer", source->architecture, key);
+        source_refuse(source, -EINVAL, "%s is no integer", spell(source, key, text));
         return least;
     }
     return (int64_t)source_real(source, key, (double)least, (double)most);
@@ -222,11 +335,12 @@ bool source_is(struct source *source, const char *key, const char *text, const c
 {
     const struct gguf_value *value = find(source, key);
     struct gguf_string string = gguf_text(value);
+    char spelled[KEY_BYTES];
 
     if (value == NULL)
         return strcmp(text, fallback) == 0;
     if (value->array || value->type != GGUF_STRING)
-        source_refuse(source, -EINVAL, "key %s.%s is no string", source->architecture, key);
+        source_refuse(source, -EINVAL, "%s is no string", spell(source, key, spelled));
     return string.count == strlen(text) && memcmp(string.byte, text, string.count) == 0;
 }
 
@@ -234,15 +348,16 @@ bool source_truth_at(struct source *source, const char *key, int64_t index, int6
                      bool *truth)
 {
     const struct gguf_value *value = find(source, key);
+    char text[KEY_BYTES];
 
     *truth = false;
     if (value == NULL || !value->array)
         return false;
     if (value->count < count)
-        source_refuse(source, -EINVAL, "key %s.%s has %" PRId64 " elements for %" PRId64 " layers",
-                      source->architecture, key, value->count, count);
+        source_refuse(source, -EINVAL, "%s has %" PRId64 " elements for %" PRId64 " layers",
+                      spell(source, key, text), value->count, count);
     else if (!gguf_truth(value, index, truth))
-        source_refuse(source, -EINVAL, "key %s.%s is no list of bools", source->architecture, key);
+        source_refuse(source, -EINVAL, "%s is no list of bools", spell(source, key, text));
     return true;
 }
 
@@ -268,8 +383,17 @@ static bool take_tensor(struct source *source, enum tensor_role role, int32_t la
 {
     const struct gguf *gguf = source->gguf;
     const struct gguf_tensor *found;
+    const char *unsupported;
+    bool there;
 
     memset(tensor, 0, sizeof(*tensor));
+    if (source->hf != NULL) {
+        there = hf_folder_tensor(source->hf, role, layer, ending, tensor, &unsupported);
+        if (there && unsupported != NULL)
+            source_refuse(source, -ENOTSUP, "tensor %s is of %s; supported are F32, F16 and BF16",
+                          tensor->name, unsupported);
+        return there;
+    }
     source_tensor_name(role, layer, ending, tensor->name, sizeof(tensor->name));
     found = gguf_tensor(gguf, tensor->name);
     if (found == NULL)
@@ -299,6 +423,8 @@ bool source_has_tensor(const struct source *source, enum tensor_role role, int32
 {
     char name[SOURCE_NAME_BYTES];
 
+    if (source->hf != NULL)
+        return hf_folder_has(source->hf, role, layer);
     source_tensor_name(role, layer, "weight", name, sizeof(name));
     return gguf_tensor(source->gguf, name) != NULL;
 }
@@ -315,8 +441,14 @@ void source_check_used(struct source *source)
     static const char *const ignorable[] = {".scale", ".input_scale", "rope_freqs.weight",
                                             "attn_rot_embd.weight"};
     const struct gguf *gguf = source->gguf;
-    char name[GGUF_NAME_MAX + 1];
+    char name[GGUF_NAME_MAX + 1], text[SOURCE_NAME_BYTES];
+    const char *unused = source->hf == NULL ? NULL : hf_folder_unused(source->hf);
 
+    if (unused != NULL)
+        source_refuse(source, -ENOTSUP, "tensor %s has no place in architecture %s",
+                      json_tree_printable(unused, text, sizeof(text)), source->architecture);
+    if (gguf == NULL)
+        return;
     for (int64_t i = 0; i < gguf->tensor_count; i++) {
         bool known = source->used[i];
 

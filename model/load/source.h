@@ -15,6 +15,8 @@
 #include <stdint.h>
 
 struct gguf;
+struct hf_folder;
+struct model_defaults;
 struct source;
 struct tokenizer;
 
@@ -36,7 +38,8 @@ struct tokenizer;
     ROLE(ROLE_FFN_GATE, "ffn_gate")                                                                \
     ROLE(ROLE_FFN_UP, "ffn_up")                                                                    \
     ROLE(ROLE_FFN_DOWN, "ffn_down")                                                                \
-    ROLE(ROLE_FFN_POST_NORM, "post_ffw_norm")
+    ROLE(ROLE_FFN_POST_NORM, "post_ffw_norm")                                                      \
+    ROLE(ROLE_ROPE_FREQS, "rope_freqs")
 
 enum tensor_role {
 #define ROLE(constant, name) constant,
@@ -61,11 +64,12 @@ struct source_summary {
     char name[SOURCE_NAME_BYTES]; /* the model's own, or the file's */
     char architecture[64];
     char tokenizer[64]; /* kind, "" for none */
-    int32_t version;    /* of the file format */
+    int32_t version;    /* of a GGUF; 0: a folder of safetensors */
     int32_t part_count; /* files */
     int64_t file_bytes;
     int64_t tensor_count;
     int64_t parameter_count;
+    char note[SOURCE_NAME_BYTES]; /* what should be known of it, "": nothing */
     struct format_sum {
         int64_t tensor_count;
         int64_t matrix_count; /* of them, those with more than one dimension */
@@ -74,8 +78,11 @@ struct source_summary {
     } format[FORMAT_COUNT];
 };
 
-/* `error` is kept and gets the first refusal's line. 0 or a negative errno. */
+/* Opens a GGUF or a folder. `error` is kept and gets the first refusal's line. 0 or a negative
+ * errno. */
 int source_open(struct source **source, const char *path, char *error, size_t error_bytes);
+/* The same of a folder's settings alone. */
+int source_open_dummy(struct source **source, const char *path, char *error, size_t error_bytes);
 /* The same over a GGUF that is already open, which it takes over, also when it fails. */
 int source_open_gguf(struct source **source, struct gguf *gguf, const char *path, char *error,
                      size_t error_bytes);
@@ -83,6 +90,31 @@ void source_close(struct source *source); /* NULL is fine */
 void source_prefetch(const struct source *source);
 void source_summary(const struct source *source, struct source_summary *summary);
 const char *source_architecture(const struct source *source);
+
+/* What formats differ in. */
+/* Whether rows of q and k lie in pairs of neighbours, as converters to GGUF leave those of the
+ * llama family. */
+bool source_interleaves(const struct source *source);
+/* Whether the settings say which maps have biases; else the tensors that are there do. */
+bool source_states_biases(const struct source *source);
+/* What is added to a norm's weights: some files hold them less 1. */
+float source_norm_offset(const struct source *source, enum tensor_role role);
+/* A factor of activations as those who trained the model rounded it: to the weights' type. */
+float source_round(const struct source *source, float factor);
+/* Whether the head is the embedding although the file may hold another. */
+bool source_ties_head(const struct source *source);
+/* Tokens that end a sequence by the model's settings; how many, at most `max`. */
+int32_t source_ends(const struct source *source, int32_t *token, int32_t max);
+/* Left as it is where the files say nothing. */
+void source_defaults(const struct source *source, struct model_defaults *defaults);
+
+/* No weights are read: there are no tensors, but for roles that the architecture has. */
+bool source_is_dummy(const struct source *source);
+/* The tensor [out, in] that would be there, without data. */
+struct tensor source_dummy(const struct source *source, enum tensor_role role, int32_t layer,
+                           int64_t out, int64_t in);
+/* Adds it to the summary. */
+void source_count_dummy(struct source *source, const struct tensor *tensor);
 
 /* Refuses: "cannot load PATH: " and the rest. The first one wins. */
 void source_refuse(struct source *source, int status, const char *format, ...)

@@ -5,7 +5,8 @@
 #include "model/load/source.h"
 
 struct source {
-    struct gguf *gguf; /* owned */
+    struct gguf *gguf;    /* owned; NULL: a folder */
+    struct hf_folder *hf; /* owned; NULL: a GGUF */
     char *path;
     char architecture[64];
     bool *used; /* [tensor_count of gguf], in the order of its index */

@@ -26,16 +26,21 @@ struct loader {
     /* Called after each linear map is packed. */
     void (*progress)(void *context, size_t weight_bytes);
     void *progress_context;
+    void *dummy[WEIGHT_PART_MAX]; /* random values, of use until the next linear map */
+    size_t dummy_bytes[WEIGHT_PART_MAX];
 };
 
 /* One of the tensors that are joined along their outputs. */
 struct loader_part {
     enum tensor_role role;
     int32_t out;
+    bool bias; /* must have one; else it may, where the settings do not say */
 };
 
 /* Between measuring and packing: takes the arena. -ENOMEM. */
 int loader_begin_packing(struct loader *loader);
+/* At the end, also after a refusal. */
+void loader_end(struct loader *loader);
 
 /* A vector of `count` f32 on the device, which must be there. */
 void loader_vector(struct loader *loader, const float **vector, enum tensor_role role,

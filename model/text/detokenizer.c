@@ -1,6 +1,7 @@
 /* Tokens to text, one at a time: see detokenizer.h for what is held back and why. */
 #include "model/text/detokenizer.h"
 
+#include "model/text/spm.h"
 #include "model/text/tokenizer_kind.h"
 #include "model/text/unicode.h"
 
@@ -76,6 +77,66 @@ static void append(struct detokenizer *detokenizer, char *text, size_t *text_byt
     *text_bytes += more_bytes;
 }
 
+/* ---- all tokens are one stream of bytes ---- */
+
+/* raw[0 ... bytes - 1] as text, at `text` unless it is NULL; how many bytes of text that is.
+ * *rest: what is not complete at the end. */
+static size_t stream_text(const char *raw, size_t bytes, char *text, size_t *rest)
+{
+    size_t at = 0, count = 0, taken;
+
+    for (*rest = 0; at < bytes; at += taken) {
+        enum unicode_form form = unicode_next(raw + at, bytes - at, &taken);
+        if (form == UNICODE_INCOMPLETE) {
+            *rest = bytes - at;
+            break;
+        }
+        if (form == UNICODE_BROKEN) {
+            if (text != NULL)
+                unicode_put_replacement(text + count);
+            count += UNICODE_REPLACEMENT_BYTES;
+            continue;
+        }
+        if (text != NULL)
+            memcpy(text + count, raw + at, taken);
+        count += taken;
+    }
+    return count;
+}
+
+static bool put_stream(struct detokenizer *detokenizer, int32_t token, char *text,
+                       size_t *text_bytes, size_t max)
+{
+    char raw[sizeof(detokenizer->held) + SPM_SPELLING_MAX];
+    size_t held = (size_t)detokenizer->held_count, rest;
+
+    memcpy(raw, detokenizer->held, held);
+    size_t bytes =
+        held + tokenizer_bytes(detokenizer->tokenizer, token, raw + held, SPM_SPELLING_MAX);
+    assert(bytes <= held + SPM_SPELLING_MAX);
+    if (stream_text(raw, bytes, NULL, &rest) > max - *text_bytes)
+        return false;
+    *text_bytes += stream_text(raw, bytes, text + *text_bytes, &rest);
+    assert(rest < sizeof(detokenizer->held));
+    memcpy(detokenizer->held, raw + bytes - rest, rest);
+    detokenizer->held_count = (int32_t)rest;
+    return true;
+}
+
+/* The beginning of one character, if any: one ill-formed part. */
+static bool end_stream(struct detokenizer *detokenizer, char *text, size_t *text_bytes, size_t max)
+{
+    if (detokenizer->held_count == 0)
+        return true;
+    if (max - *text_bytes < UNICODE_REPLACEMENT_BYTES)
+        return false;
+    *text_bytes += unicode_put_replacement(text + *text_bytes);
+    detokenizer->held_count = 0;
+    return true;
+}
+
+/* ---- one token ---- */
+
 bool detokenizer_put(struct detokenizer *detokenizer, int32_t token, char *text, size_t *text_bytes,
                      size_t max)
 {
@@ -89,6 +150,8 @@ bool detokenizer_put(struct detokenizer *detokenizer, int32_t token, char *text,
     enum token_kind kind = tokenizer_kind(tokenizer, token);
     if (detokenizer->skip_special && (kind == TOKEN_CONTROL || kind == TOKEN_UNKNOWN))
         return true;
+    if (tokenizer->byte_stream)
+        return put_stream(detokenizer, token, text, text_bytes, max);
     if (kind == TOKEN_BYTE) {
         char byte = 0;
         tokenizer_bytes(tokenizer, token, &byte, 1);
@@ -114,6 +177,8 @@ bool detokenizer_end(struct detokenizer *detokenizer, char *text, size_t *text_b
 {
     struct release release = {0};
 
+    if (detokenizer->tokenizer->byte_stream)
+        return end_stream(detokenizer, text, text_bytes, max);
     if ((size_t)detokenizer->held_count * UNICODE_REPLACEMENT_BYTES > max - *text_bytes)
         return false;
     release_broken(detokenizer, &release);

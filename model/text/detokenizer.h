@@ -2,7 +2,9 @@
  *
  * What comes out is always whole, well-formed code points. Bytes of a run of byte tokens are held
  * back until they are a code point, at most 3; from the first one that can be none on, each byte
- * of that run becomes one U+FFFD. One thread an object.
+ * of that run becomes one U+FFFD. Where any token may end inside a character (byte-level BPE), all
+ * tokens are one such run, and each ill-formed part of it becomes one U+FFFD, as Unicode advises.
+ * One thread an object.
  */
 #ifndef MODEL_TEXT_DETOKENIZER_H
 #define MODEL_TEXT_DETOKENIZER_H
@@ -30,7 +32,7 @@ void detokenizer_continue(struct detokenizer *detokenizer);
 enum { DETOKENIZER_TEXT_MAX = 256 };
 bool detokenizer_put(struct detokenizer *detokenizer, int32_t token, char *text, size_t *text_bytes,
                      size_t max);
-/* The end: what is held back, as one U+FFFD a byte. False: `max` is too small. */
+/* The end: what is held back, as U+FFFD. False: `max` is too small. */
 bool detokenizer_end(struct detokenizer *detokenizer, char *text, size_t *text_bytes, size_t max);
 /* Whether bytes are held back: the text of the last token is not complete. */
 bool detokenizer_holds(const struct detokenizer *detokenizer);

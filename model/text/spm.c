@@ -293,16 +293,16 @@ static size_t word_bytes(const struct spm *spm, const char *text, size_t first, 
     return at - first;
 }
 
-static bool spm_encode(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
-                       struct token_list *list)
+static int spm_encode(const struct tokenizer *tokenizer, const struct token_stretch *stretch,
+                      struct token_list *list)
 {
     const struct spm *spm = (const struct spm *)tokenizer;
     struct work work = {.spm = spm, .list = list};
     size_t bytes = 0;
 
-    if (text_bytes > INT32_MAX / 4) /* symbols and their bytes are counted in 32 bits */
-        return false;
-    char *marked = mark_spaces(spm, text, text_bytes, &bytes);
+    if (stretch->text_bytes > INT32_MAX / 8) /* symbols and their bytes are counted in 32 bits */
+        return -EFBIG;
+    char *marked = mark_spaces(spm, stretch->text, stretch->text_bytes, &bytes);
     bool good = marked != NULL;
     for (size_t at = 0; good && at < bytes;) {
         size_t word = word_bytes(spm, marked, at, bytes);
@@ -313,7 +313,7 @@ static bool spm_encode(const struct tokenizer *tokenizer, const char *text, size
     free(work.symbol);
     free(work.join);
     free(work.heap);
-    return good;
+    return good ? 0 : -ENOMEM;
 }
 
 /* ---- tokens to bytes ---- */
@@ -515,8 +515,10 @@ static void set_ids(struct tokenizer *base, const struct spm_vocabulary *vocabul
     base->bos = vocabulary->bos;
     base->eos = vocabulary->eos;
     base->unknown = vocabulary->unknown;
-    base->add_bos = vocabulary->add_bos;
-    base->add_eos = vocabulary->add_eos;
+    if (vocabulary->add_bos && base->bos >= 0)
+        base->before.token[base->before.count++] = base->bos;
+    if (vocabulary->add_eos && base->eos >= 0)
+        base->after.token[base->after.count++] = base->eos;
     base->space_prefix = vocabulary->add_space_prefix;
 }
 
@@ -552,8 +554,11 @@ struct tokenizer *tokenizer_create_spm(const struct spm_vocabulary *vocabulary, 
     if (!set_tokens(spm, vocabulary, error, error_bytes))
         goto failed;
     set_ends(base, vocabulary);
-    if (tokenizer_ready(base, error, error_bytes) != 0)
+    if (!tokenizer_cut_kinds(base)) {
+        snprintf(error, error_bytes, "could not use the vocabulary: out of memory");
         goto failed;
+    }
+    tokenizer_ready(base);
     return base;
 failed:
     tokenizer_free(base);

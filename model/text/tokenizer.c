@@ -1,8 +1,7 @@
 /* What all kinds of tokenizers share: spellings, ids, and special tokens cut out of raw text.
  *
- * Special tokens are matched before any change to the text, leftmost first and the longest there,
- * by narrowing a sorted list one byte at a time: no text costs more than its bytes times the
- * longest special token.
+ * Special tokens are matched before any change to the text; a kind may look for more of them in
+ * what it makes of a stretch.
  */
 #include "model/text/tokenizer.h"
 
@@ -85,6 +84,8 @@ static int copy_spellings(struct tokenizer *tokenizer, const char *const *spelli
     size_t all = 0;
 
     for (int32_t i = 0; i < tokenizer->token_count; i++) {
+        if (spelling[i] == NULL)
+            continue;
         if (spelling_bytes[i] == 0 || spelling_bytes[i] > SPM_SPELLING_MAX) {
             snprintf(error, error_bytes,
                      "could not use the vocabulary: token %d has %zu bytes, not 1 to %d", i,
@@ -99,7 +100,7 @@ static int copy_spellings(struct tokenizer *tokenizer, const char *const *spelli
                  UINT32_MAX);
         return -EINVAL;
     }
-    tokenizer->spelling = malloc(all);
+    tokenizer->spelling = malloc(all + 1);
     tokenizer->spelling_first = malloc(((size_t)tokenizer->token_count + 1) * sizeof(uint32_t));
     if (tokenizer->spelling == NULL || tokenizer->spelling_first == NULL) {
         snprintf(error, error_bytes, "could not use the vocabulary: out of memory");
@@ -108,6 +109,8 @@ static int copy_spellings(struct tokenizer *tokenizer, const char *const *spelli
     uint32_t at = 0;
     for (int32_t i = 0; i < tokenizer->token_count; i++) {
         tokenizer->spelling_first[i] = at;
+        if (spelling[i] == NULL)
+            continue;
         memcpy(tokenizer->spelling + at, spelling[i], spelling_bytes[i]);
         at += (uint32_t)spelling_bytes[i];
     }
@@ -121,6 +124,10 @@ static int hash_spellings(struct tokenizer *tokenizer, char *error, size_t error
         uint32_t tag;
         size_t bytes;
         const char *spelling = tokenizer_spelling(tokenizer, i, &bytes);
+        if (bytes == 0) { /* an id without a token */
+            tokenizer->token_kind[i] = TOKEN_UNUSED;
+            continue;
+        }
         struct tokenizer_entry *entry = entry_of(tokenizer, spelling, bytes, &tag);
         if (entry->token >= 0) {
             snprintf(error, error_bytes,
@@ -160,47 +167,22 @@ int tokenizer_fill(struct tokenizer *tokenizer, int32_t token_count, const char 
 
 /* ---- special tokens ---- */
 
-static int compare_spellings(const void *left, const void *right, void *context)
+bool tokenizer_cut_kinds(struct tokenizer *tokenizer)
 {
-    const struct tokenizer *tokenizer = context;
-    size_t left_bytes, right_bytes;
-    const char *a = tokenizer_spelling(tokenizer, *(const int32_t *)left, &left_bytes);
-    const char *b = tokenizer_spelling(tokenizer, *(const int32_t *)right, &right_bytes);
-    int order = memcmp(a, b, left_bytes < right_bytes ? left_bytes : right_bytes);
-
-    if (order != 0)
-        return order;
-    return (left_bytes > right_bytes) - (left_bytes < right_bytes);
-}
-
-static bool is_special(enum token_kind kind)
-{
-    return kind == TOKEN_CONTROL || kind == TOKEN_USER || kind == TOKEN_UNKNOWN;
-}
-
-static int sort_special(struct tokenizer *tokenizer)
-{
-    int32_t count = 0;
-
-    for (int32_t i = 0; i < tokenizer->token_count; i++)
-        count += is_special(tokenizer->token_kind[i]);
-    tokenizer->special = malloc(((size_t)count + 1) * sizeof(int32_t));
-    if (tokenizer->special == NULL)
-        return -ENOMEM;
     for (int32_t i = 0; i < tokenizer->token_count; i++) {
-        if (!is_special(tokenizer->token_kind[i]))
+        enum token_kind kind = tokenizer->token_kind[i];
+        if (kind != TOKEN_CONTROL && kind != TOKEN_USER && kind != TOKEN_UNKNOWN)
             continue;
-        unsigned char byte = (unsigned char)tokenizer->spelling[tokenizer->spelling_first[i]];
-        tokenizer->special[tokenizer->special_count++] = i;
-        tokenizer->special_first[byte + 1]++;
+        size_t bytes;
+        const char *spelling = tokenizer_spelling(tokenizer, i, &bytes);
+        unsigned flags = kind == TOKEN_USER ? 0 : SPECIAL_CONTROL;
+        if (!special_add(&tokenizer->special, spelling, bytes, i, flags))
+            return false;
     }
-    for (int32_t byte = 0; byte < 256; byte++)
-        tokenizer->special_first[byte + 1] += tokenizer->special_first[byte];
-    qsort_r(tokenizer->special, (size_t)count, sizeof(int32_t), compare_spellings, tokenizer);
-    return 0;
+    return true;
 }
 
-int tokenizer_ready(struct tokenizer *tokenizer, char *error, size_t error_bytes)
+void tokenizer_ready(struct tokenizer *tokenizer)
 {
     for (size_t i = 0; i < sizeof(end_name) / sizeof(end_name[0]); i++) {
         int32_t token = tokenizer_find(tokenizer, end_name[i], strlen(end_name[i]));
@@ -209,101 +191,67 @@ int tokenizer_ready(struct tokenizer *tokenizer, char *error, size_t error_bytes
     }
     if (tokenizer->eos >= 0)
         tokenizer->token_ends[tokenizer->eos] = 1;
-    if (sort_special(tokenizer) == 0)
-        return 0;
-    snprintf(error, error_bytes, "could not use the vocabulary: out of memory");
-    return -ENOMEM;
-}
-
-/* The first of the sorted specials first ... final - 1 whose byte at `depth` is `byte` or more;
- * all of them agree on the bytes before and are longer than `depth`. */
-static int32_t special_bound(const struct tokenizer *tokenizer, int32_t first, int32_t final,
-                             size_t depth, int byte)
-{
-    while (first < final) {
-        int32_t middle = first + (final - first) / 2;
-        uint32_t at = tokenizer->spelling_first[tokenizer->special[middle]];
-        if ((unsigned char)tokenizer->spelling[at + depth] < byte)
-            first = middle + 1;
-        else
-            final = middle;
-    }
-    return first;
-}
-
-/* The longest special token that `text` starts with, or -1. */
-static int32_t special_at(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
-                          bool control, size_t *bytes)
-{
-    unsigned char byte = (unsigned char)text[0];
-    int32_t first = tokenizer->special_first[byte];
-    int32_t final = tokenizer->special_first[byte + 1];
-    int32_t found = -1;
-
-    for (size_t depth = 1; first < final; depth++) {
-        int32_t token = tokenizer->special[first]; /* the shortest is the first */
-        uint32_t at = tokenizer->spelling_first[token];
-        if (tokenizer->spelling_first[token + 1] - at == depth) {
-            if (control || tokenizer->token_kind[token] == TOKEN_USER) {
-                found = token;
-                *bytes = depth;
-            }
-            first++;
-        }
-        if (depth == text_bytes)
-            break;
-        byte = (unsigned char)text[depth];
-        first = special_bound(tokenizer, first, final, depth, byte);
-        final = special_bound(tokenizer, first, final, depth, byte + 1);
-    }
-    return found;
+    special_ready(&tokenizer->special);
 }
 
 /* ---- encoding ---- */
 
-static bool encode_stretch(const struct tokenizer *tokenizer, const char *text, size_t bytes,
-                           struct token_list *list)
+static int encode_stretch(const struct tokenizer *tokenizer, const char *text, size_t first,
+                          size_t final, struct token_list *list)
 {
-    return bytes == 0 || tokenizer->kind->encode(tokenizer, text, bytes, list);
+    struct token_stretch stretch = {.text = text + first,
+                                    .text_bytes = final - first,
+                                    .control = list->control,
+                                    .begins = first == 0};
+
+    return first == final ? 0 : tokenizer->kind->encode(tokenizer, &stretch, list);
 }
 
-static bool encode_text(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
-                        bool control, struct token_list *list)
+static int encode_text(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
+                       struct token_list *list)
 {
-    size_t done = 0, at = 0, bytes = 0;
+    struct special_match match;
+    size_t done = 0;
 
-    while (at < text_bytes) {
-        int32_t special = special_at(tokenizer, text + at, text_bytes - at, control, &bytes);
-        if (special < 0) {
-            at++;
-            continue;
-        }
-        if (!encode_stretch(tokenizer, text + done, at - done, list) ||
-            !token_list_add(list, special))
-            return false;
-        at += bytes;
-        done = at;
+    while (special_next(&tokenizer->special, text, text_bytes, done, list->control, &match)) {
+        int result = encode_stretch(tokenizer, text, done, match.first, list);
+        if (result != 0)
+            return result;
+        if (!token_list_add(list, match.token))
+            return -ENOMEM;
+        done = match.final;
     }
-    return encode_stretch(tokenizer, text + done, at - done, list);
+    return encode_stretch(tokenizer, text, done, text_bytes, list);
+}
+
+static int add_tokens(struct token_list *list, const struct token_frame *frame)
+{
+    for (int32_t i = 0; i < frame->count; i++) {
+        if (!token_list_add(list, frame->token[i]))
+            return -ENOMEM;
+    }
+    return 0;
 }
 
 int64_t tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
                          unsigned flags, int32_t **token)
 {
-    struct token_list list = {0};
+    struct token_list list = {.control = (flags & TOKENIZER_PARSE_SPECIAL) != 0};
     bool add = (flags & TOKENIZER_ADD_SPECIAL) != 0;
-    bool control = (flags & TOKENIZER_PARSE_SPECIAL) != 0;
-    bool bos = add && tokenizer->add_bos && tokenizer->bos >= 0;
-    bool eos = add && tokenizer->add_eos && tokenizer->eos >= 0;
 
     *token = NULL;
     list.token = malloc(sizeof(int32_t)); /* so that no tokens are an array too */
     list.max = 1;
-    if (list.token == NULL || (bos && !token_list_add(&list, tokenizer->bos)) ||
-        !encode_text(tokenizer, text, text_bytes, control, &list) ||
-        (eos && !token_list_add(&list, tokenizer->eos))) {
+    int result = list.token == NULL ? -ENOMEM : 0;
+    if (result == 0 && add)
+        result = add_tokens(&list, &tokenizer->before);
+    if (result == 0)
+        result = encode_text(tokenizer, text, text_bytes, &list);
+    if (result == 0 && add)
+        result = add_tokens(&list, &tokenizer->after);
+    if (result != 0) {
         free(list.token);
-        return -ENOMEM;
+        return result;
     }
     *token = list.token;
     return list.count;
@@ -364,6 +312,6 @@ void tokenizer_free(struct tokenizer *tokenizer)
     free(tokenizer->token_kind);
     free(tokenizer->token_ends);
     free(tokenizer->entry);
-    free(tokenizer->special);
+    special_release(&tokenizer->special);
     free(tokenizer);
 }

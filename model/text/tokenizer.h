@@ -28,7 +28,8 @@ enum tokenizer_flags {
 };
 
 /* Tokens of `text`: their count and, in *token, an array that the caller frees (never NULL, even
- * for none); or -ENOMEM and NULL. */
+ * for none); or a negative errno and NULL: -ENOMEM; -EFBIG: the text is too long (from 256 MiB);
+ * -EOVERFLOW: a pattern of the tokenizer's file took too many steps on it. */
 int64_t tokenizer_encode(const struct tokenizer *tokenizer, const char *text, size_t text_bytes,
                          unsigned flags, int32_t **token);
 

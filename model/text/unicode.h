@@ -23,4 +23,17 @@ enum { UNICODE_REPLACEMENT_BYTES = 3 };
 /* U+FFFD at `target`, which has room for its three bytes; how many they are. */
 size_t unicode_put_replacement(char *target);
 
+/* The code point that text[0 ... bytes - 1] (bytes from 1) begins with, and the one that ends right
+ * before text[at] (at from 1); -1 where the bytes are none. */
+int32_t unicode_at(const char *text, size_t bytes);
+int32_t unicode_before(const char *text, size_t at);
+
+/* Unicode's White_Space, and what a regex calls a word character (Alphabetic, marks, decimal
+ * digits, connectors); false for -1. */
+bool unicode_is_space(int32_t code);
+bool unicode_is_word(int32_t code);
+
+/* The code point in UTF-8 at `target`, which has room for four bytes; how many they are. */
+size_t unicode_put(char *target, int32_t code);
+
 #endif

@@ -269,6 +269,22 @@ static void the_metrics_page_is_well_formed_and_counts_once(void)
     client_close(&client);
 }
 
+/* Siblings draw from a prompt that the first of them computed: they have no first step of their
+ * own, and no time begins at 0. */
+static void times_of_several_answers_are_times_of_a_request(void)
+{
+    struct client client;
+
+    client_call(&client, server.port, "POST", "/v1/completions", "",
+                "{\"prompt\": \"several\", \"n\": 3, \"max_tokens\": 2, \"ignore_eos\": true}");
+    EXPECT_INT(client.status, ==, 200);
+    client_close(&client);
+    double whole = server_metric(&server, "quire_e2e_request_latency_seconds_sum");
+    EXPECT(server_metric(&server, "quire_request_inference_time_seconds_sum") <= whole);
+    EXPECT(server_metric(&server, "quire_request_prefill_time_seconds_sum") <= whole);
+    EXPECT(server_metric(&server, "quire_time_to_first_token_seconds_sum") <= whole);
+}
+
 /* ---- clients that stall or leave ---- */
 
 static void a_client_that_leaves_a_whole_reply_frees_its_blocks(void)
@@ -367,6 +383,21 @@ static void a_port_in_use_is_a_line_and_an_exit_code(void)
     EXPECT(strstr(log, "/nowhere/quire.yaml") != NULL);
 }
 
+/* As Ctrl-Z and fg do: it goes on as if nothing had been. */
+static void a_server_that_was_stopped_and_continued_serves_on(void)
+{
+    struct client client;
+
+    server_signal(&server, SIGSTOP);
+    sleep_ms(50);
+    server_signal(&server, SIGCONT);
+    sleep_ms(200);
+    EXPECT(!server_logged(&server, "stopping"));
+    client_call(&client, server.port, "GET", "/health", "", NULL);
+    EXPECT_INT(client.status, ==, 200);
+    client_close(&client);
+}
+
 static void the_server_ends_well(void)
 {
     EXPECT_INT(fake_model_faults(), ==, 0);
@@ -386,10 +417,12 @@ int main(void)
     TEST(a_request_id_is_echoed_or_made);
     TEST(head_and_options_answer);
     TEST(the_metrics_page_is_well_formed_and_counts_once);
+    TEST(times_of_several_answers_are_times_of_a_request);
     TEST(a_client_that_leaves_a_whole_reply_frees_its_blocks);
     TEST(a_request_that_never_becomes_whole_ends);
     TEST(while_it_loads_it_says_so);
     TEST(a_port_in_use_is_a_line_and_an_exit_code);
+    TEST(a_server_that_was_stopped_and_continued_serves_on);
     TEST(the_server_ends_well);
     return test_report();
 }

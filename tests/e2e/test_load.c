@@ -284,6 +284,8 @@ static void a_full_queue_refuses_and_says_when_to_come_back(void)
     }
     EXPECT_INT(served, >=, 6);
     EXPECT_INT(refused, >=, 1);
+    EXPECT_INT(server_metric(&server, "quire_requests_rejected_total{reason=\"queue_full\"}"), ==,
+               refused);
     fake_model_delay(0);
     EXPECT(server_metric_becomes(&server, used_blocks, 0, 2000));
     EXPECT_INT(server_stop(&server), ==, 0);

@@ -13,7 +13,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes);
 static void check_ranges(const struct config *config)
 {
     assert(config->port >= 0 && config->port <= 65535);
-    assert(config->gpu_memory_utilization >= 0.01 && config->gpu_memory_utilization <= 1);
+    assert(config->gpu_memory_utilization >= 0 && config->gpu_memory_utilization <= 1);
     assert(config->max_model_len >= 0);
     assert(config->log_level >= 0 && config->log_level < 4);
     assert(config->api_key.count <= 1024);

@@ -13,6 +13,8 @@ enum { DRIVER_SLOTS = 32, DRIVER_BLOCKS = 1024, DRIVER_BLOCK_TOKENS = 16, DRIVER
 
 /* What driver_open opens. */
 static enum model_device driver_device = MODEL_DEVICE_CPU;
+static enum kv_dtype driver_kv = KV_AUTO;
+static bool driver_skips_tokenizer, driver_is_dummy;
 
 struct driver {
     struct model *model;
@@ -44,6 +46,9 @@ static inline bool driver_open(struct driver *driver, const char *path, int32_t 
     struct model_options options = {
         .path = path,
         .device = driver_device,
+        .kv_dtype = driver_kv,
+        .skip_tokenizer = driver_skips_tokenizer,
+        .dummy_weights = driver_is_dummy,
         .context_max = 0,
         .slot_max = DRIVER_SLOTS,
         .token_max = token_max,

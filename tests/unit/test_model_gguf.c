@@ -108,7 +108,7 @@ static void integers_of_every_type_are_read(void)
 
     gguf_write_int(&writer, "key.0", GGUF_U8, 100);
     for (int i = 1; i < 8; i++) {
-        char key[8];
+        char key[24];
 
         snprintf(key, sizeof(key), "key.%d", i);
         gguf_write_int(&writer, key, types[i], i % 2 == 1 ? -100 : 100);
@@ -117,7 +117,7 @@ static void integers_of_every_type_are_read(void)
     gguf_write_int(&writer, "true", GGUF_BOOL, 1);
     EXPECT_INT(parse(&writer, &gguf, &data), ==, 0);
     for (int i = 0; i < 8; i++) {
-        char key[8];
+        char key[24];
 
         snprintf(key, sizeof(key), "key.%d", i);
         EXPECT(gguf_int(gguf_find(gguf, key), 0, &number));

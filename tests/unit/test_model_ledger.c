@@ -142,7 +142,7 @@ static void architectures_are_found_by_name(void)
     EXPECT(arch_find("gemma3") == &arch_gemma3);
     EXPECT(arch_find("gemma") == NULL);
     arch_names(names, sizeof(names));
-    EXPECT_STRING(names, "gemma3");
+    EXPECT_STRING(names, "llama, mistral, qwen2, qwen3, gemma3");
 }
 
 static void a_limit_keeps_the_pool_small_but_not_below_one_sequence(void)

@@ -205,6 +205,8 @@ static void flags_of_vllm_without_counterpart_are_refused_by_name(void)
                    "--tensor-parallel-size: a flag of vLLM's that this version cannot follow yet");
     EXPECT_REFUSED(read_line(CONFIG_SERVE, "m -tp 2"),
                    "-tp: a flag of vLLM's that this version cannot follow yet");
+    EXPECT_REFUSED(read_line(CONFIG_SERVE, "m -tp=2"),
+                   "-tp: a flag of vLLM's that this version cannot follow yet");
     EXPECT_INT(read_line(CONFIG_SERVE, "m --enable-chunked-prefill"), ==, 0);
     config_release(&config);
     EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --no-enable-chunked-prefill"),

@@ -470,6 +470,29 @@ static void a_request_that_takes_too_long_is_cut(void)
     config.request_timeout = 60;
 }
 
+static void a_sender_that_left_is_noticed(void)
+{
+    struct deadlines *deadlines = deadlines_start();
+    char byte;
+    int pair[2];
+
+    EXPECT(deadlines != NULL);
+    EXPECT(socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    struct peer *peer = deadlines_add(deadlines, pair[0], deadlines_now() + 60000000);
+    EXPECT(write(pair[1], "POST", 4) == 4);
+    EXPECT(read(pair[0], &byte, 1) == 1); /* and no further edge will come */
+    EXPECT(shutdown(pair[1], SHUT_WR) == 0);
+    struct timeval patience = {.tv_sec = 10};
+    setsockopt(pair[1], SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+    int64_t start = deadlines_now();
+    EXPECT_INT(read(pair[1], &byte, 1), ==, 0); /* cut */
+    EXPECT(deadlines_now() - start < 5000000);
+    deadlines_remove(deadlines, peer);
+    deadlines_stop(deadlines);
+    close(pair[0]);
+    close(pair[1]);
+}
+
 static void a_port_in_use_is_said_so(void)
 {
     struct http *http;
@@ -504,6 +527,7 @@ int main(void)
     TEST(a_server_answers_while_its_model_loads);
     TEST(smuggled_requests_end_their_connection);
     TEST(a_request_that_takes_too_long_is_cut);
+    TEST(a_sender_that_left_is_noticed);
     TEST(a_port_in_use_is_said_so);
     config_release(&config);
     return test_report();

@@ -96,7 +96,7 @@ static void usage_comes_last_and_only_when_asked_for(void)
     EXPECT(completion_output(&reply, &output));
     stream_set_prompt(stream, 0, (int32_t[]){1, 2, 3}, 3);
     put(stream, 0, "a", FINISH_NONE);
-    stream_add_usage(stream, 2, 1);
+    stream_add_cached(stream, 1);
     put(stream, 0, "b", FINISH_STOP);
     EXPECT_INT(write_all(&output, stream, &text), ==, OUTPUT_END);
     EXPECT(strstr(text.text, "\"text\":\"a\",\"logprobs\":null,\"finish_reason\":null,"

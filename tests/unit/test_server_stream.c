@@ -158,6 +158,23 @@ static void a_cancel_tells_the_engine_once_and_not_after_the_end(void)
     stream_release(stream);
 }
 
+/* What failed in one choice goes on in the others until someone says that nobody reads them. */
+static void a_failed_stream_can_be_cancelled_and_keeps_its_reason(void)
+{
+    const struct stream_error error = {.status = 503, .code = "out_of_memory"};
+    struct sleeper sleeper = {0};
+    struct stream *stream = make_stream(&sleeper, 2);
+
+    cancel_count = 0;
+    stream_set_cancel(stream, count_cancel, NULL);
+    stream_fail(stream, &error);
+    stream_cancel(stream);
+    stream_cancel(stream);
+    EXPECT_INT(cancel_count, ==, 1);
+    EXPECT_STRING(stream_error(stream).code, "out_of_memory");
+    stream_release(stream);
+}
+
 static void prompts_count_once_and_are_kept(void)
 {
     struct sleeper sleeper = {0};
@@ -172,6 +189,22 @@ static void prompts_count_once_and_are_kept(void)
     EXPECT_INT(stream_usage(stream).prompt_tokens, ==, 5);
     EXPECT_INT(stream_prompt(stream, 1, &count)[2], ==, 9);
     EXPECT_INT(count, ==, 3);
+    stream_release(stream);
+}
+
+/* A response that is cut short is logged with what it had cost until then. */
+static void tokens_count_when_they_are_appended_but_the_prompts_do_not(void)
+{
+    struct sleeper sleeper = {0};
+    struct stream *stream = make_stream(&sleeper, 1);
+    struct piece *prompt = piece_create(0, 5, 0);
+    struct piece *answer = piece_create(0, 2, 0);
+
+    prompt->prompt = true;
+    stream_append(stream, prompt);
+    stream_append(stream, answer);
+    stream_cancel(stream);
+    EXPECT_INT(stream_usage(stream).completion_tokens, ==, 2);
     stream_release(stream);
 }
 
@@ -285,7 +318,9 @@ int main(void)
     TEST(a_reader_of_the_whole_is_not_woken_by_a_part);
     TEST(a_failure_is_read_after_what_came_before_and_the_first_one_counts);
     TEST(a_cancel_tells_the_engine_once_and_not_after_the_end);
+    TEST(a_failed_stream_can_be_cancelled_and_keeps_its_reason);
     TEST(prompts_count_once_and_are_kept);
+    TEST(tokens_count_when_they_are_appended_but_the_prompts_do_not);
     TEST(the_notifier_wakes_what_it_is_given);
     TEST(a_hang_up_cancels_and_wakes_a_parked_stream);
     TEST(a_descriptor_used_again_does_not_cancel_its_former_stream);
