@@ -214,7 +214,7 @@ release-check: ## everything: tests, sanitizers, lint, simulation, mutants, fuzz
 
 test-cuda: $(OPS) $(GOLDEN) ## the ops and a small model on the GPU of this machine
 	@for t in $(OPS); do $$t --backend cuda || exit 1; done
-	@$(OUT)/tests/golden/test_cuda && $(OUT)/tests/golden/test_truth --device cuda
+	@$(OUT)/tests/golden/test_cuda && $(OUT)/tests/golden/test_truth --device cuda && $(OUT)/tests/golden/test_families --device cuda
 test-cuda-memcheck: $(OPS) ## the same under compute-sanitizer
 	@for tool in memcheck racecheck synccheck; do for t in $(OPS); do \
 	compute-sanitizer --error-exitcode 1 --tool $$tool $$t --backend cuda || exit 1; done; done

@@ -57,6 +57,12 @@ static int32_t golden_tokens(const char *kind, int index, int32_t *token)
     return (int32_t)tensor->value_count;
 }
 
+/* The golden's own precision where the device has it: a GPU keeps its cache in f16. */
+static enum kv_dtype finest_cache(void)
+{
+    return driver_device == MODEL_DEVICE_CUDA ? KV_AUTO : KV_F32;
+}
+
 static double log_sum(const float *logits)
 {
     double most = -INFINITY, sum = 0;
@@ -178,10 +184,13 @@ static void a_cache_of_halves_costs_little(void)
 static void greedy_is_the_references_step_by_step(void)
 {
     static float logprob[OUTPUT * VOCAB];
+    /* Twice what a logit may be off: with halves in the cache 4e-3 of a logit of 6. */
+    float tolerance = finest_cache() == KV_F32 ? 1e-3f : 5e-2f;
+    int32_t near_max = finest_cache() == KV_F32 ? 1 : 4;
 
     if (golden == NULL)
         SKIP("../shared/checkpoints is not there");
-    if (!open_family(KV_F32))
+    if (!open_family(finest_cache()))
         return;
     for (int p = 0; p < PROMPTS; p++) {
         int32_t token[LENGTH_MAX], count = golden_tokens("greedy", p, token),
@@ -197,9 +206,9 @@ static void greedy_is_the_references_step_by_step(void)
                 best = row[v] > row[best] ? v : best;
             near += best != token[first + i];
             if (best != token[first + i])
-                EXPECT(row[best] - row[token[first + i]] < 1e-3f);
+                EXPECT(row[best] - row[token[first + i]] < tolerance);
         }
-        EXPECT_INT(near, <=, 1);
+        EXPECT_INT(near, <=, near_max);
     }
     model_close(driver.model);
 }
@@ -269,7 +278,8 @@ static void a_sequence_has_the_same_bits_however_steps_are_cut(void)
     if (golden == NULL)
         SKIP("../shared/checkpoints is not there");
     expect_determinism(KV_AUTO);
-    expect_determinism(KV_F32);
+    if (finest_cache() == KV_F32)
+        expect_determinism(KV_F32);
 }
 
 /* ---- the same models as GGUF ---- */
@@ -586,21 +596,26 @@ static void run(void)
 
     if (data != NULL && safetensors_open_memory(&golden, data, bytes, error, sizeof(error)) != 0)
         abort();
-    TEST(log_probabilities_are_the_references);
+    if (finest_cache() == KV_F32)
+        TEST(log_probabilities_are_the_references);
     TEST(a_cache_of_halves_costs_little);
     TEST(greedy_is_the_references_step_by_step);
     TEST(its_tokenizer_comes_with_it);
     TEST(a_sequence_has_the_same_bits_however_steps_are_cut);
-    TEST(shards_of_f32_without_the_prefix_are_the_same_model);
-    if (strcmp(family, "gemma3") != 0) /* test_tiny.c has its GGUF */
+    if (finest_cache() == KV_F32)
+        TEST(shards_of_f32_without_the_prefix_are_the_same_model);
+    if (finest_cache() == KV_F32 && strcmp(family, "gemma3") != 0) /* test_tiny.c has its GGUF */
         TEST(a_gguf_of_it_is_the_same_model);
     safetensors_close(golden);
     golden = NULL;
     free(data);
 }
 
-int main(void)
+/* test_families [--device cuda] */
+int main(int argc, char **argv)
 {
+    if (argc == 3 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0)
+        driver_device = MODEL_DEVICE_CUDA;
     for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++) {
         family = families[i];
         run();
