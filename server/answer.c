@@ -178,12 +178,8 @@ static void settle_records(struct answer *answer)
 /* This response ends, and its sequence need not go on. */
 static void out_of_memory(struct answer *answer, const struct text_sink *sink)
 {
-    static const struct stream_error error = {
-        .status = 503,
-        .type = "service_unavailable_error",
-        .code = "out_of_memory",
-        .message = "The server is out of memory.",
-    };
+    struct stream_error error =
+        stream_error_make(503, "out_of_memory", NULL, "The server is out of memory.");
 
     stream_fail(answer->job->stream, &error);
     sink->stop(sink->context, answer->seq, answer->serial);

@@ -73,8 +73,6 @@ void exchange_header_add(struct exchange *exchange, const char *name, const char
 
 /* Errors: always {"error": {message, type, param, code}}. */
 void exchange_error(struct exchange *exchange, const struct stream_error *error);
-struct stream_error api_error(int32_t status, const char *code, const char *param,
-                              const char *format, ...) __attribute__((format(printf, 4, 5)));
 /* The error object as JSON, without a line feed. */
 void api_error_write(struct json *text, const struct stream_error *error);
 

@@ -103,7 +103,7 @@ static bool run(struct exchange *exchange, const struct completion *completion,
     struct stream *stream = stream_create(choice_count, exchange_waiter(exchange));
     struct output output;
 
-    *error = api_error(503, "out_of_memory", NULL, "There is no memory for this request.");
+    *error = stream_error_make(503, "out_of_memory", NULL, "There is no memory for this request.");
     if (stream == NULL)
         return false;
     struct job *jobs = completion_jobs(completion, limits, stream, seed, error);

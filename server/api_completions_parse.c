@@ -139,14 +139,14 @@ void api_completions_document(struct json *text)
 
 static bool missing(struct stream_error *error, const char *name)
 {
-    *error = api_error(400, "missing_required_parameter", name, "Missing required parameter: '%s'.",
-                       name);
+    *error = stream_error_make(400, "missing_required_parameter", name,
+                               "Missing required parameter: '%s'.", name);
     return false;
 }
 
 static bool out_of_memory(struct stream_error *error)
 {
-    *error = api_error(503, "out_of_memory", NULL, "There is no memory for this request.");
+    *error = stream_error_make(503, "out_of_memory", NULL, "There is no memory for this request.");
     return false;
 }
 
@@ -179,8 +179,9 @@ static bool check_format(const struct json_value *format, struct stream_error *e
         return missing(error, "response_format.type");
     if (json_is(&type, "text"))
         return true;
-    *error = api_error(400, "unsupported_value", "response_format",
-                       "'response_format' is not supported: this version writes plain text only.");
+    *error = stream_error_make(
+        400, "unsupported_value", "response_format",
+        "'response_format' is not supported: this version writes plain text only.");
     return false;
 }
 
@@ -397,11 +398,12 @@ static bool check_answers(const struct completion *completion, const struct conf
 static bool too_long(struct stream_error *error, int32_t context_max, int64_t prompt_tokens,
                      int64_t output_tokens)
 {
-    *error = api_error(400, "context_length_exceeded", "prompt",
-                       "This model's maximum context length is %d tokens. However, you requested "
-                       "%lld tokens (%lld in the prompt, %lld in the completion).",
-                       context_max, (long long)(prompt_tokens + output_tokens),
-                       (long long)prompt_tokens, (long long)output_tokens);
+    *error = stream_error_make(
+        400, "context_length_exceeded", "prompt",
+        "This model's maximum context length is %d tokens. However, you requested "
+        "%lld tokens (%lld in the prompt, %lld in the completion).",
+        context_max, (long long)(prompt_tokens + output_tokens), (long long)prompt_tokens,
+        (long long)output_tokens);
     return false;
 }
 

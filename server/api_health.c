@@ -11,13 +11,13 @@ void api_health(struct exchange *exchange)
         exchange_reply(exchange, 200, NULL, &empty);
         return;
     case API_LOADING:
-        error = api_error(503, "model_loading", NULL, "The model is still loading.");
+        error = stream_error_make(503, "model_loading", NULL, "The model is still loading.");
         break;
     case API_DRAINING:
-        error = api_error(503, "shutting_down", NULL, "The server is shutting down.");
+        error = stream_error_make(503, "shutting_down", NULL, "The server is shutting down.");
         break;
     default:
-        error = api_error(503, "engine_dead", NULL, "The engine has lost its device.");
+        error = stream_error_make(503, "engine_dead", NULL, "The engine has lost its device.");
     }
     exchange_error(exchange, &error);
 }
@@ -26,7 +26,7 @@ void api_live(struct exchange *exchange)
 {
     struct json empty = {0};
     struct stream_error error =
-        api_error(503, "engine_dead", NULL, "The engine has lost its device.");
+        stream_error_make(503, "engine_dead", NULL, "The engine has lost its device.");
 
     if (exchange_state(exchange) == API_DEAD)
         exchange_error(exchange, &error);

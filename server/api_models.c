@@ -45,10 +45,10 @@ static struct stream_error unknown_model(const char *name, size_t bytes)
     enum { SHOWN_MAX = 100 };
     int shown = bytes < SHOWN_MAX ? (int)bytes : SHOWN_MAX;
 
-    return api_error(404, "model_not_found", "model",
-                     "The model '%.*s' does not exist here (invalid_request_error, "
-                     "model_not_found); GET /v1/models lists the names.",
-                     shown, name);
+    return stream_error_make(404, "model_not_found", "model",
+                             "The model '%.*s' does not exist here (invalid_request_error, "
+                             "model_not_found); GET /v1/models lists the names.",
+                             shown, name);
 }
 
 /* What a request's "model" names; "" for none. `text` has NAME_MAX_BYTES. False: too long. */

@@ -54,14 +54,14 @@ enum {
 
 static bool missing(struct stream_error *error, const char *name)
 {
-    *error = api_error(400, "missing_required_parameter", name, "Missing required parameter: '%s'.",
-                       name);
+    *error = stream_error_make(400, "missing_required_parameter", name,
+                               "Missing required parameter: '%s'.", name);
     return false;
 }
 
 static bool out_of_memory(struct stream_error *error)
 {
-    *error = api_error(503, "out_of_memory", NULL, "There is no memory for this request.");
+    *error = stream_error_make(503, "out_of_memory", NULL, "There is no memory for this request.");
     return false;
 }
 
@@ -197,7 +197,8 @@ static void answer(struct exchange *exchange, endpoint *work)
     struct json body = {0};
 
     if (model_tokenizer(engine_model(exchange_engine(exchange))) == NULL) {
-        error = api_error(400, "unsupported_value", "model", "This model has no vocabulary.");
+        error =
+            stream_error_make(400, "unsupported_value", "model", "This model has no vocabulary.");
         exchange_error(exchange, &error);
     } else if (work(exchange, &body, &error)) {
         exchange_json(exchange, &body);

@@ -4,6 +4,7 @@
 #include "scheduler/scheduler.h"
 #include "server/command.h"
 #include "server/engine_batch.h"
+#include "server/engine_turn.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -42,26 +43,6 @@ static int32_t larger(int32_t left, int32_t right)
     return left > right ? left : right;
 }
 
-static struct scheduler_config scheduler_settings(const struct config *config,
-                                                  const struct model_options *options,
-                                                  const struct model_info *info,
-                                                  const struct bench_limits *limits)
-{
-    return (struct scheduler_config){
-        .slot_max = options->slot_max,
-        .waiting_max = limits->waiting_max,
-        .step_token_max = options->token_max,
-        .sample_max = options->sample_max,
-        .context_max = info->context_max,
-        .chunk_token_max = config->long_prefill_token_threshold,
-        .plan_depth = config->async_scheduling ? PLAN_DEPTH : 1,
-        .kv = {.block_count = info->block_count,
-               .block_tokens = info->block_tokens,
-               .group_count = 1,
-               .matching = config->enable_prefix_caching},
-    };
-}
-
 int bench_open(struct bench **created, const struct config *config,
                const struct bench_limits *limits, char *error, size_t error_bytes)
 {
@@ -85,8 +66,8 @@ int bench_open(struct bench **created, const struct config *config,
     int result = model_open(&bench->model, &options, error, error_bytes);
     if (result < 0)
         return result;
-    struct scheduler_config settings =
-        scheduler_settings(config, &options, model_info(bench->model), limits);
+    struct scheduler_config settings = engine_scheduler_config(
+        config, model_info(bench->model), options.slot_max, limits->waiting_max, options.token_max);
     bench->scheduler = scheduler_create(&settings);
     bench->result = calloc((size_t)settings.sample_max, sizeof *bench->result);
     bench->prompt = calloc((size_t)limits->length_max, sizeof *bench->prompt);

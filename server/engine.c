@@ -211,13 +211,11 @@ static struct mailbox take_letters(struct engine *engine, bool idle)
 
 static void read_letters(struct engine *engine, struct mailbox *box)
 {
-    int64_t now_us = engine_now_us();
-
     while (box->job != NULL) {
         struct job *job = box->job;
         box->job = job->next;
         job->next = NULL;
-        turn_add(engine->turn, job, now_us);
+        turn_add(engine->turn, job);
     }
     for (int32_t i = 0; i < box->stop_count; i++)
         turn_cancel_seq(engine->turn, box->stop[i].seq, box->stop[i].serial);

@@ -56,14 +56,15 @@ int64_t engine_now_us(void)
     return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
-static struct scheduler_config scheduler_settings(const struct model_info *info,
-                                                  const struct config *config)
+struct scheduler_config engine_scheduler_config(const struct config *config,
+                                                const struct model_info *info, int32_t slot_max,
+                                                int32_t waiting_max, int32_t token_max)
 {
     return (struct scheduler_config){
-        .slot_max = config->max_num_seqs,
-        .waiting_max = config->max_num_queued_reqs + config->max_num_seqs,
-        .step_token_max = config->max_num_batched_tokens,
-        .sample_max = config->max_num_batched_tokens,
+        .slot_max = slot_max,
+        .waiting_max = waiting_max,
+        .step_token_max = token_max,
+        .sample_max = token_max,
         .context_max = info->context_max,
         .chunk_token_max = config->long_prefill_token_threshold,
         .plan_depth = config->async_scheduling ? PLAN_DEPTH : 1,
@@ -86,7 +87,9 @@ struct turn *turn_create(struct model *model, const struct config *config, char 
     turn->config = config;
     turn->info = model_info(model);
     turn->flight_max = config->async_scheduling ? PLAN_DEPTH : 1;
-    struct scheduler_config settings = scheduler_settings(turn->info, config);
+    struct scheduler_config settings = engine_scheduler_config(
+        config, turn->info, config->max_num_seqs,
+        config->max_num_queued_reqs + config->max_num_seqs, config->max_num_batched_tokens);
     turn->scheduler = scheduler_create(&settings);
     if (turn->scheduler != NULL) {
         turn->seq_max = scheduler_seq_max(turn->scheduler);
@@ -130,16 +133,9 @@ void turn_set_text(struct turn *turn, struct text *text)
 
 static void refuse(struct job *job, int32_t status, const char *code, const char *message)
 {
-    struct stream_error error = {.status = status};
+    struct stream_error error =
+        stream_error_make(status, code, status == 400 ? "prompt" : NULL, "%s", message);
 
-    snprintf(error.type, sizeof error.type, "%s",
-             status == 429   ? "overloaded_error"
-             : status == 503 ? "service_unavailable_error"
-                             : "invalid_request_error");
-    snprintf(error.code, sizeof error.code, "%s", code);
-    if (status == 400)
-        snprintf(error.param, sizeof error.param, "prompt");
-    snprintf(error.message, sizeof error.message, "%s", message);
     stream_fail(job->stream, &error);
 }
 
@@ -194,9 +190,8 @@ static bool open_answers(struct turn *turn, struct job *job)
     return good;
 }
 
-void turn_add(struct turn *turn, struct job *job, int64_t now_us)
+void turn_add(struct turn *turn, struct job *job)
 {
-    (void)now_us;
     assert(job->sibling_count <= turn->config->max_n);
     struct seq_spec spec = spec_of(job);
     int32_t rc =

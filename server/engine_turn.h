@@ -8,6 +8,11 @@
 #include "server/engine.h"
 #include "server/text.h"
 
+/* The scheduler's settings for a model as it was opened; `quire bench` sizes its own. */
+struct scheduler_config engine_scheduler_config(const struct config *config,
+                                                const struct model_info *info, int32_t slot_max,
+                                                int32_t waiting_max, int32_t token_max);
+
 struct turn; /* opaque */
 
 /* NULL and one line in `error` when a sequence of the model's context cannot be scheduled. */
@@ -17,7 +22,7 @@ void turn_destroy(struct turn *turn);
 void turn_set_text(struct turn *turn, struct text *text); /* before the first job */
 
 /* Takes one job; what becomes of it is told through its stream, also a refusal. */
-void turn_add(struct turn *turn, struct job *job, int64_t now_us);
+void turn_add(struct turn *turn, struct job *job);
 /* Ends the sequences of a stream; of one sequence (a stop string was found); of all. */
 void turn_cancel_stream(struct turn *turn, const struct stream *stream);
 void turn_cancel_seq(struct turn *turn, int32_t seq, int64_t serial);

@@ -74,30 +74,6 @@ void exchange_header_add(struct exchange *exchange, const char *name, const char
     snprintf(header->value, sizeof header->value, "%s", value);
 }
 
-static const char *error_type(int32_t status)
-{
-    if (status == 429)
-        return "overloaded_error";
-    if (status == 503)
-        return "service_unavailable_error";
-    return status >= 500 ? "server_error" : "invalid_request_error";
-}
-
-struct stream_error api_error(int32_t status, const char *code, const char *param,
-                              const char *format, ...)
-{
-    struct stream_error error = {.status = status};
-    va_list list;
-
-    snprintf(error.type, sizeof error.type, "%s", error_type(status));
-    snprintf(error.code, sizeof error.code, "%s", code);
-    snprintf(error.param, sizeof error.param, "%s", param != NULL ? param : "");
-    va_start(list, format);
-    vsnprintf(error.message, sizeof error.message, format, list);
-    va_end(list);
-    return error;
-}
-
 static void write_member(struct json *text, const char *name, const char *value)
 {
     json_raw(text, name);
@@ -232,7 +208,7 @@ static struct stream *next_untold(struct http *http)
 void exchange_fail_all(struct http *http)
 {
     const struct stream_error error =
-        api_error(503, "shutting_down", NULL, "The server is shutting down.");
+        stream_error_make(503, "shutting_down", NULL, "The server is shutting down.");
     struct stream *stream;
 
     while ((stream = next_untold(http)) != NULL) {

@@ -17,8 +17,8 @@ enum { MEMBER_MAX = 4096 }; /* of an object, known or not: each is looked up in 
 bool fields_wrong_type(struct stream_error *error, const char *path, const char *expected,
                        const struct json_value *got)
 {
-    *error = api_error(400, "invalid_type", path, "'%s' must be %s, got %s.", path, expected,
-                       json_kind_name(got->kind));
+    *error = stream_error_make(400, "invalid_type", path, "'%s' must be %s, got %s.", path,
+                               expected, json_kind_name(got->kind));
     return false;
 }
 
@@ -28,8 +28,8 @@ bool fields_wrong_value(struct stream_error *error, const char *path, const char
     enum { SHOWN_MAX = 40 };
     int shown = got->bytes < SHOWN_MAX ? (int)got->bytes : SHOWN_MAX;
 
-    *error = api_error(400, "invalid_value", path, "'%s' must be %s, got %.*s%s.", path, limit,
-                       shown, got->text, got->bytes > SHOWN_MAX ? "..." : "");
+    *error = stream_error_make(400, "invalid_value", path, "'%s' must be %s, got %.*s%s.", path,
+                               limit, shown, got->text, got->bytes > SHOWN_MAX ? "..." : "");
     return false;
 }
 
@@ -53,8 +53,8 @@ bool fields_wrong_range(struct stream_error *error, const char *path, double lea
 
 bool fields_unsupported(struct stream_error *error, const char *path, const char *reason)
 {
-    *error =
-        api_error(400, "unsupported_parameter", path, "'%s' is not supported: %s.", path, reason);
+    *error = stream_error_make(400, "unsupported_parameter", path, "'%s' is not supported: %s.",
+                               path, reason);
     return false;
 }
 
@@ -66,7 +66,7 @@ bool fields_refuse(struct stream_error *error, const char *path, const char *for
     va_start(list, format);
     vsnprintf(message, sizeof message, format, list);
     va_end(list);
-    *error = api_error(400, "invalid_value", path, "%s", message);
+    *error = stream_error_make(400, "invalid_value", path, "%s", message);
     return false;
 }
 
@@ -77,15 +77,15 @@ bool fields_parse(const char *body, size_t bytes, struct json_value *object,
     const char *why;
 
     if (!json_check(body, bytes, object, &offset, &why)) {
-        *error = api_error(400, "invalid_json", NULL,
-                           "could not parse the body as JSON: %s (byte %zu of %zu).", why, offset,
-                           bytes);
+        *error = stream_error_make(400, "invalid_json", NULL,
+                                   "could not parse the body as JSON: %s (byte %zu of %zu).", why,
+                                   offset, bytes);
         return false;
     }
     if (object->kind != JSON_OBJECT) {
-        *error = api_error(400, "invalid_json", NULL,
-                           "could not parse the body: it must be a JSON object, got %s.",
-                           json_kind_name(object->kind));
+        *error = stream_error_make(400, "invalid_json", NULL,
+                                   "could not parse the body: it must be a JSON object, got %s.",
+                                   json_kind_name(object->kind));
         return false;
     }
     return true;
@@ -267,7 +267,8 @@ bool fields_tokens(const struct json_value *list, const char *path, int32_t voca
     max = max < token_max ? max : token_max;
     int32_t *id = malloc((size_t)(max > 0 ? max : 1) * sizeof *id);
     if (id == NULL) {
-        *error = api_error(503, "out_of_memory", NULL, "There is no memory for this request.");
+        *error =
+            stream_error_make(503, "out_of_memory", NULL, "There is no memory for this request.");
         return false;
     }
     while (json_next(&walk, NULL, &value)) {

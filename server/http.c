@@ -81,7 +81,7 @@ void exchange_reply(struct exchange *exchange, int32_t status, const char *media
     if (body->lost) { /* Half a reply is none. */
         json_release(body);
         struct stream_error error =
-            api_error(503, "out_of_memory", NULL, "There is no memory for this reply.");
+            stream_error_make(503, "out_of_memory", NULL, "There is no memory for this reply.");
         api_error_write(body, &error);
         status = error.status;
         media_type = "application/json";
@@ -234,11 +234,11 @@ static void refuse_jobs(struct exchange *exchange, struct job *jobs, int reason)
     }
     if (reason == -EAGAIN) {
         metrics_add(METRIC_REJECT_QUEUE, 1);
-        error = api_error(429, "queue_full", NULL,
-                          "Too many requests are waiting; try again in a moment.");
+        error = stream_error_make(429, "queue_full", NULL,
+                                  "Too many requests are waiting; try again in a moment.");
     } else {
         metrics_add(METRIC_REJECT_UNREADY, 1);
-        error = api_error(503, "shutting_down", NULL, "The server is shutting down.");
+        error = stream_error_make(503, "shutting_down", NULL, "The server is shutting down.");
     }
     exchange_error(exchange, &error);
 }
@@ -345,7 +345,7 @@ static enum MHD_Result take_body(struct exchange *exchange, const char *text, si
         !exchange_append(exchange, text, bytes, said != NULL ? atoll(said) : -1)) {
         exchange->refused = true;
         exchange->refusal =
-            api_error(503, "out_of_memory", NULL, "There is no memory for this request.");
+            stream_error_make(503, "out_of_memory", NULL, "There is no memory for this request.");
     }
     if (exchange->refused)
         exchange->discarded_bytes += bytes;

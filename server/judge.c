@@ -15,20 +15,23 @@ static void refuse(struct judgement *judgement, const struct stream_error error)
 
 struct stream_error judge_too_large(const struct config *config)
 {
-    return api_error(413, "request_too_large", NULL,
-                     "The body is too large: the limit is %lld bytes.",
-                     (long long)config->max_body_bytes);
+    return stream_error_make(413, "request_too_large", NULL,
+                             "The body is too large: the limit is %lld bytes.",
+                             (long long)config->max_body_bytes);
 }
 
 static void refuse_state(struct judgement *judgement, enum api_state state)
 {
     metrics_add(METRIC_REJECT_UNREADY, 1);
     if (state == API_LOADING)
-        refuse(judgement, api_error(503, "model_loading", NULL, "The model is still loading."));
+        refuse(judgement,
+               stream_error_make(503, "model_loading", NULL, "The model is still loading."));
     else if (state == API_DRAINING)
-        refuse(judgement, api_error(503, "shutting_down", NULL, "The server is shutting down."));
+        refuse(judgement,
+               stream_error_make(503, "shutting_down", NULL, "The server is shutting down."));
     else
-        refuse(judgement, api_error(503, "engine_dead", NULL, "The engine has lost its device."));
+        refuse(judgement,
+               stream_error_make(503, "engine_dead", NULL, "The engine has lost its device."));
 }
 
 /* No route takes this method and path. */
@@ -38,14 +41,14 @@ static void judge_unknown(struct judgement *judgement, const struct head *head, 
     if (allow == 0) {
         if (!options || strcmp(head->path, "*") != 0)
             refuse(judgement,
-                   api_error(404, "unknown_url", NULL, "Nothing is served at this URL."));
+                   stream_error_make(404, "unknown_url", NULL, "Nothing is served at this URL."));
         return;
     }
     route_methods(allow, judgement->allow, sizeof judgement->allow);
     if (!options)
-        refuse(judgement,
-               api_error(405, "method_not_allowed", NULL,
-                         "This method is not allowed here; allowed are %s.", judgement->allow));
+        refuse(judgement, stream_error_make(405, "method_not_allowed", NULL,
+                                            "This method is not allowed here; allowed are %s.",
+                                            judgement->allow));
 }
 
 static void judge_request(struct judgement *judgement, const struct head *head,
@@ -59,16 +62,16 @@ static void judge_request(struct judgement *judgement, const struct head *head,
     if (config->api_key.count > 0 && !open && !head_key_good(head, &config->api_key)) {
         metrics_add(METRIC_REJECT_KEY, 1);
         refuse(judgement,
-               api_error(401, "invalid_api_key", NULL,
-                         "Incorrect API key provided: send 'Authorization: Bearer KEY'."));
+               stream_error_make(401, "invalid_api_key", NULL,
+                                 "Incorrect API key provided: send 'Authorization: Bearer KEY'."));
     } else if (judgement->route == NULL) {
         judge_unknown(judgement, head, allow, options);
     } else if (state != API_READY && !(judgement->route->flags & ROUTE_EARLY)) {
         refuse_state(judgement, state);
     } else if (judgement->route->flags & ROUTE_TEXT && !head_media_good(head)) {
-        refuse(judgement, api_error(415, "unsupported_media_type", NULL,
-                                    "The body must be JSON: send it with -H 'Content-Type: "
-                                    "application/json'."));
+        refuse(judgement, stream_error_make(415, "unsupported_media_type", NULL,
+                                            "The body must be JSON: send it with -H 'Content-Type: "
+                                            "application/json'."));
     }
 }
 
@@ -81,7 +84,8 @@ void judge_head(struct judgement *judgement, const struct head *head, const stru
     *judgement = (struct judgement){.rest = ""};
     if (fault != NULL) {
         judgement->close = true;
-        refuse(judgement, api_error(400, "invalid_request", NULL, "Bad request head: %s.", fault));
+        refuse(judgement,
+               stream_error_make(400, "invalid_request", NULL, "Bad request head: %s.", fault));
         return;
     }
     judge_request(judgement, head, config, state);

@@ -41,9 +41,8 @@ static void signal_event(struct notifier *notifier)
 }
 
 /* The wake list is replaced, not emptied in place: whoever hands over never waits for us. */
-static void wake_all(struct notifier *notifier, struct stream **stream, int32_t count)
+static void wake_all(struct stream **stream, int32_t count)
 {
-    (void)notifier;
     for (int32_t i = 0; i < count; i++) {
         stream_wake(stream[i]);
         stream_release(stream[i]);
@@ -81,7 +80,7 @@ static void drain(struct notifier *notifier, struct stream ***spare, int32_t *sp
     *stopping = notifier->stopping;
     pthread_mutex_unlock(&notifier->lock);
 
-    wake_all(notifier, list, count);
+    wake_all(list, count);
     *spare = list;
     *spare_max = max;
 }
@@ -158,7 +157,7 @@ void notifier_stop(struct notifier *notifier)
     signal_event(notifier);
     pthread_join(notifier->thread, NULL);
     /* What was handed over since the last drain still has to be woken. */
-    wake_all(notifier, notifier->wake, notifier->wake_count);
+    wake_all(notifier->wake, notifier->wake_count);
     notifier->wake_count = 0;
     notifier_free(notifier);
 }
@@ -191,7 +190,7 @@ void notifier_wake(struct notifier *notifier, struct stream *const *stream, int3
     }
     pthread_mutex_unlock(&notifier->lock);
     if (!fits) /* Out of memory: late is better than never. */
-        wake_all(notifier, (struct stream **)stream, count);
+        wake_all((struct stream **)stream, count);
     else if (first)
         signal_event(notifier);
 }

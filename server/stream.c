@@ -9,6 +9,7 @@
 
 #include <assert.h>
 #include <pthread.h>
+#include <stdarg.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -66,6 +67,30 @@ struct piece *piece_create(size_t text_bytes, int32_t token_count, int32_t top_c
 struct token_top *piece_top(struct piece *piece)
 {
     return (struct token_top *)(piece->token + piece->token_count);
+}
+
+static const char *error_type(int32_t status)
+{
+    if (status == 429)
+        return "overloaded_error";
+    if (status == 503)
+        return "service_unavailable_error";
+    return status >= 500 ? "server_error" : "invalid_request_error";
+}
+
+struct stream_error stream_error_make(int32_t status, const char *code, const char *param,
+                                      const char *format, ...)
+{
+    struct stream_error error = {.status = status};
+    va_list list;
+
+    snprintf(error.type, sizeof error.type, "%s", error_type(status));
+    snprintf(error.code, sizeof error.code, "%s", code);
+    snprintf(error.param, sizeof error.param, "%s", param != NULL ? param : "");
+    va_start(list, format);
+    vsnprintf(error.message, sizeof error.message, format, list);
+    va_end(list);
+    return error;
 }
 
 struct stream *stream_create(int32_t choice_count, const struct stream_waiter *waiter)

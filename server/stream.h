@@ -67,6 +67,11 @@ struct stream_error {
     char message[256];
 };
 
+/* The type follows from the status; `param` may be NULL. */
+struct stream_error stream_error_make(int32_t status, const char *code, const char *param,
+                                      const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
+
 /* How a reader sleeps. Both are called with the stream's lock held. */
 struct stream_waiter {
     void *context;

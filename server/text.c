@@ -85,13 +85,8 @@ static void batch_append(struct text_batch *to, const struct text_batch *from)
 static void fail(struct job *job, int32_t status, const char *code, const char *param,
                  const char *message)
 {
-    struct stream_error error = {.status = status};
+    struct stream_error error = stream_error_make(status, code, param, "%s", message);
 
-    snprintf(error.type, sizeof error.type, "%s",
-             status >= 500 ? "service_unavailable_error" : "invalid_request_error");
-    snprintf(error.code, sizeof error.code, "%s", code);
-    snprintf(error.param, sizeof error.param, "%s", param);
-    snprintf(error.message, sizeof error.message, "%s", message);
     stream_fail(job->stream, &error);
 }
 

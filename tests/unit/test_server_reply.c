@@ -149,7 +149,7 @@ static void a_failure_is_one_event_and_no_done(void)
 {
     struct stream *stream = new_stream(1);
     struct completion_reply reply = plain_reply(1, true);
-    struct stream_error error = api_error(500, "internal_error", NULL, "It broke: \"so\".");
+    struct stream_error error = stream_error_make(500, "internal_error", NULL, "It broke: \"so\".");
     struct output output;
     struct json text = {0};
 
