@@ -1,7 +1,8 @@
-/* New and preempted sequences get a slot, a prefix and blocks.
+/* New and preempted sequences get a slot, a prefix and a reservation of blocks.
  *
  * In order, and only if all that is known of a sequence fits: a half-filled pool of prompts that
- * wait for each other cannot come about. One that does not fit stops those behind it, or large
+ * wait for each other cannot come about. Reserved blocks are taken chunk by chunk; until then
+ * they are free ones, whose old contents can still be matched. One that does not fit stops those behind it, or large
  * ones would wait for ever. One whose next block is being computed by a sequence before it is
  * held back until that block is published, so that one prefix is computed once.
  */
@@ -96,35 +97,38 @@ static bool still_held(const struct scheduler *s, struct seq *q)
 
 /* ---- admission ---- */
 
-static bool fits(const struct scheduler *s, const struct seq *q, const struct kv_peek *peek)
+/* Blocks that `q` takes until all that is known of it is computed. */
+static int32_t prefill_need(const struct scheduler *s, const struct seq *q, int32_t found_count)
 {
     int32_t block_tokens = s->config.kv.block_tokens;
     int32_t want = (seq_target(q) - 1) / block_tokens + 1;
-    int32_t need = (want - peek->token_count / block_tokens) * s->config.kv.group_count;
 
-    return need <= kvcache_available(s->kv) - peek->cached_count;
+    return (want - found_count / block_tokens) * s->config.kv.group_count;
+}
+
+static bool fits(const struct scheduler *s, const struct seq *q, const struct kv_peek *peek)
+{
+    int32_t need = prefill_need(s, q, peek->token_count);
+
+    return need <= scheduler_available(s) - peek->cached_count;
 }
 
 static void admit(struct scheduler *s, int32_t seq, const struct kv_peek *peek, int32_t chunk)
 {
     struct seq *q = &s->pool.seq[seq];
-    struct kv_moves *moves = &s->making.buffer->moves;
-    int32_t move_count = moves->count;
 
     seq_admit(&s->pool, seq, s->slot_free[--s->slot_free_count]);
     q->table = scheduler_table(s, q->slot);
     int32_t found = kvcache_match(s->kv, &q->table, q->token, match_token_count(q), q->root);
     assert(found == peek->token_count);
-    bool grown = kvcache_grow(s->kv, &q->table, found, seq_target(q), moves);
-    assert(grown);
-    assert(moves->count == move_count); /* only whole blocks are matched */
+    scheduler_reserve(s, q, prefill_need(s, q, found));
     q->prefill_count = seq_target(q);
     q->planned_count = found;
     q->written_count = found;
     if (q->cached_count < 0)
         q->cached_count = found < q->prompt_count ? found : q->prompt_count;
     plan_add_start(s, seq);
-    plan_add_changes(s, seq, 0);
+    plan_add_changes(s, seq);
     plan_add_prompt_row(s, seq, chunk);
     if (s->config.kv.matching &&
         q->table.published_count < q->token_count / s->config.kv.block_tokens)
@@ -142,7 +146,7 @@ void plan_admit(struct scheduler *s)
     for (int32_t seq = s->pool.waiting.first; seq != SEQ_NONE; seq = next) {
         struct seq *q = &s->pool.seq[seq];
         next = q->next;
-        if (s->slot_free_count == 0 || s->making.token_left == 0 || kvcache_available(s->kv) == 0)
+        if (s->slot_free_count == 0 || s->making.token_left == 0 || scheduler_available(s) == 0)
             return;
         if (still_held(s, q))
             continue;

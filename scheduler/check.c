@@ -80,6 +80,25 @@ static void check_blocks(const struct scheduler *s)
         assert(s->holder_count[b] == kvcache_holders(s->kv, b));
 }
 
+/* (17): what running sequences will take of the cache's blocks without asking. */
+static void check_reserved(const struct scheduler *s)
+{
+    int32_t block_tokens = s->config.kv.block_tokens;
+    int32_t sum = 0;
+
+    for (int32_t i = 0; i < s->pool.seq_max; i++) {
+        const struct seq *q = &s->pool.seq[i];
+        if (q->state == SEQ_FREE)
+            continue;
+        int32_t want = (q->prefill_count + block_tokens - 1) / block_tokens;
+        int32_t left = q->state == SEQ_RUNNING ? want - q->table.block_count : 0;
+        assert(q->reserved_count == (left > 0 ? left * s->config.kv.group_count : 0));
+        sum += q->reserved_count;
+    }
+    assert(sum == s->reserved_count);
+    assert(sum <= kvcache_available(s->kv));
+}
+
 /* (4), (5), (7): counts of one sequence. */
 static void check_seq(const struct scheduler *s, const struct seq *q)
 {
@@ -121,6 +140,7 @@ void scheduler_check(const struct scheduler *s)
     check_lists(s);
     check_slots(s);
     check_blocks(s);
+    check_reserved(s);
     for (int32_t i = 0; i < s->pool.seq_max; i++) {
         if (s->pool.seq[i].state == SEQ_FREE)
             continue;

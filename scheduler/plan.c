@@ -1,8 +1,8 @@
 /* Making a plan: decode rows first, then prompts that are under way, then new sequences.
  *
- * A decoding sequence gets its token before any prompt takes the budget. It alone needs blocks
- * here, since a prompt got all of its blocks when it was admitted; where there are none, the
- * youngest of the lowest priority gives up its own. All of it costs a walk over the rows.
+ * A decoding sequence gets its token before any prompt takes the budget. It alone can
+ * lack blocks, since those of a prompt were reserved when it was admitted; where there are none,
+ * the youngest of the lowest priority gives up its own. All of it costs a walk over the rows.
  */
 #include "scheduler/state.h"
 
@@ -35,15 +35,60 @@ static void add_change(struct scheduler *s, const struct seq *q, int32_t group, 
         .slot = q->slot, .group = group, .index = index, .block = q->table.block[group][index]};
 }
 
-void plan_add_changes(struct scheduler *s, int32_t seq, int32_t first_index)
+void plan_add_changes(struct scheduler *s, int32_t seq)
 {
     const struct seq *q = &s->pool.seq[seq];
 
-    for (int32_t i = first_index; i < q->table.block_count; i++) {
+    for (int32_t i = 0; i < q->table.block_count; i++) {
         for (int32_t g = 0; g < s->config.kv.group_count; g++)
             add_change(s, q, g, i);
     }
 }
+
+/* ---- blocks ---- */
+
+/* Grows the table for token_count tokens more and tells the device which entries are new. */
+static void grow(struct scheduler *s, int32_t seq, int32_t token_count)
+{
+    struct plan_buffer *buffer = s->making.buffer;
+    struct seq *q = &s->pool.seq[seq];
+    int32_t first = q->planned_count / s->config.kv.block_tokens;
+    int32_t block_count = q->table.block_count;
+    int32_t move_count = buffer->moves.count;
+    int32_t before[KVCACHE_GROUP_MAX] = {0};
+
+    for (int32_t g = 0; g < s->config.kv.group_count; g++)
+        before[g] = first < block_count ? q->table.block[g][first] : -1;
+    bool grown = kvcache_grow(s->kv, &q->table, q->planned_count, q->planned_count + token_count,
+                              &buffer->moves);
+    assert(grown);
+    /* Only the first block that is written can have been there before, and shared. */
+    for (int32_t i = first; i < q->table.block_count; i++) {
+        for (int32_t g = 0; g < s->config.kv.group_count; g++) {
+            if (i >= block_count || q->table.block[g][i] != before[g])
+                add_change(s, q, g, i);
+        }
+    }
+    /* Siblings hold the sources of copies: none may let go before the commit
+     * (scheduler.md (14)). */
+    if (buffer->moves.count > move_count)
+        s->pool.group[q->group].named_step = buffer->plan.step;
+}
+
+/* The same for a prompt, from what it has reserved. */
+static void grow_reserved(struct scheduler *s, int32_t seq, int32_t token_count)
+{
+    struct seq *q = &s->pool.seq[seq];
+    int32_t move_count = s->making.buffer->moves.count;
+    int32_t block_count = q->table.block_count;
+
+    grow(s, seq, token_count);
+    int32_t taken = (q->table.block_count - block_count) * s->config.kv.group_count;
+    assert(s->making.buffer->moves.count == move_count); /* only whole blocks are matched */
+    scheduler_reserve(s, q, q->reserved_count - taken);
+}
+
+/* ---- samples and rows ---- */
 
 static void add_sample(struct scheduler *s, struct plan_sample sample)
 {
@@ -121,7 +166,7 @@ static void fork_siblings(struct scheduler *s, int32_t leader, int32_t row)
         q->planned_count = from->planned_count;
         q->written_count = from->written_count;
         plan_add_start(s, i);
-        plan_add_changes(s, i, 0);
+        plan_add_changes(s, i);
         add_draw(s, i, row);
     }
 }
@@ -190,10 +235,10 @@ static bool make_room(struct scheduler *s, int32_t seq)
     const struct seq *q = &s->pool.seq[seq];
     int32_t written = q->planned_count;
 
-    while (kvcache_grow_need(s->kv, &q->table, written, written + 1) > kvcache_available(s->kv)) {
+    while (kvcache_grow_need(s->kv, &q->table, written, written + 1) > scheduler_available(s)) {
         s->making.blocks_short = true;
         if (kvcache_grow_need_settled(s->kv, &q->table, written, written + 1) <=
-            kvcache_available(s->kv) + kvcache_pending(s->kv))
+            scheduler_available(s) + kvcache_pending(s->kv))
             return false;
         int32_t victim = order_victim(&s->pool);
         preempt_for(s, victim, seq);
@@ -202,30 +247,6 @@ static bool make_room(struct scheduler *s, int32_t seq)
             return false;
     }
     return true;
-}
-
-/* Grows the table by one token and tells the device which entries are new. */
-static void grow(struct scheduler *s, int32_t seq)
-{
-    struct plan_buffer *buffer = s->making.buffer;
-    struct seq *q = &s->pool.seq[seq];
-    int32_t index = q->planned_count / s->config.kv.block_tokens;
-    int32_t move_count = buffer->moves.count;
-    int32_t before[KVCACHE_GROUP_MAX] = {0};
-
-    for (int32_t g = 0; g < s->config.kv.group_count; g++)
-        before[g] = index < q->table.block_count ? q->table.block[g][index] : -1;
-    bool grown =
-        kvcache_grow(s->kv, &q->table, q->planned_count, q->planned_count + 1, &buffer->moves);
-    assert(grown);
-    for (int32_t g = 0; g < s->config.kv.group_count; g++) {
-        if (q->table.block[g][index] != before[g])
-            add_change(s, q, g, index);
-    }
-    /* Siblings hold the sources of copies: none may let go before the commit
-     * (scheduler.md (14)). */
-    if (buffer->moves.count > move_count)
-        s->pool.group[q->group].named_step = buffer->plan.step;
 }
 
 static void plan_decode(struct scheduler *s)
@@ -238,7 +259,7 @@ static void plan_decode(struct scheduler *s)
             waits_for_host(s, q))
             continue;
         if (make_room(s, i)) {
-            grow(s, i);
+            grow(s, i, 1);
             add_row(s, i, 1);
         }
         if (q->state != SEQ_RUNNING) /* it was the last one, and gave up its own blocks */
@@ -285,6 +306,7 @@ void plan_add_prompt_row(struct scheduler *s, int32_t seq, int32_t token_count)
     const struct seq *q = &s->pool.seq[seq];
     int32_t token_left = s->making.token_left;
 
+    grow_reserved(s, seq, token_count);
     add_row(s, seq, token_count);
     if (s->making.long_row < 0 && !q->score_prompt &&
         seq_target(q) - q->planned_count > token_left - token_count)
@@ -303,6 +325,7 @@ static void extend_long_row(struct scheduler *s)
     struct seq *q = &s->pool.seq[row->seq];
     if (s->config.chunk_token_max > 0 && token_count > s->config.chunk_token_max - row->token_count)
         token_count = s->config.chunk_token_max - row->token_count;
+    grow_reserved(s, row->seq, token_count);
     row->token_count += token_count;
     q->planned_count += token_count;
     buffer->plan.token_count += token_count;

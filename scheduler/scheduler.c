@@ -111,6 +111,27 @@ struct kv_table scheduler_table(struct scheduler *s, int32_t slot)
     return table;
 }
 
+int32_t scheduler_available(const struct scheduler *s)
+{
+    return kvcache_available(s->kv) - s->reserved_count;
+}
+
+void scheduler_reserve(struct scheduler *s, struct seq *q, int32_t count)
+{
+    assert(count >= 0);
+    s->reserved_count += count - q->reserved_count;
+    q->reserved_count = count;
+    assert(s->reserved_count >= 0);
+    assert(scheduler_available(s) >= 0);
+}
+
+/* Its blocks stay until no plan names them; what it had reserved is free at once. */
+static void retire(struct scheduler *s, struct seq *q)
+{
+    kvcache_retire(s->kv, &q->table);
+    scheduler_reserve(s, q, 0);
+}
+
 void scheduler_settle(struct scheduler *s, int32_t seq)
 {
     struct seq *q = &s->pool.seq[seq];
@@ -125,7 +146,7 @@ void scheduler_settle(struct scheduler *s, int32_t seq)
 void scheduler_preempt(struct scheduler *s, int32_t seq)
 {
     seq_preempt(&s->pool, seq);
-    kvcache_retire(s->kv, &s->pool.seq[seq].table);
+    retire(s, &s->pool.seq[seq]);
     s->preempt_count++;
     scheduler_settle(s, seq);
 }
@@ -185,7 +206,7 @@ static void end(struct scheduler *s, int32_t seq, enum seq_end_reason reason, in
     struct seq *q = &s->pool.seq[seq];
 
     if (q->state == SEQ_RUNNING)
-        kvcache_retire(s->kv, &q->table);
+        retire(s, q);
     seq_finish(&s->pool, seq, reason, cancel_code);
 }
 

@@ -62,6 +62,7 @@ struct seq {
     /* While it holds a slot. */
     int32_t slot; /* SEQ_NONE without one */
     struct kv_table table;
+    int32_t reserved_count; /* blocks that the rest of its prefill will take */
     int32_t prefill_count; /* tokens known when it got the slot: before them it prefills */
     int32_t planned_count; /* tokens whose K and V are written by the plans made so far */
     int32_t written_count; /* by those committed */

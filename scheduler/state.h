@@ -39,6 +39,7 @@ struct scheduler {
     int32_t *slot_block; /* [slot_max, group_count, block_max] */
     int32_t *slot_free;  /* [slot_free_count] stack */
     int32_t slot_free_count;
+    int32_t reserved_count; /* blocks that the running sequences have reserved */
     int32_t *producer;     /* [slot_max] */
     int32_t *holder_count; /* [block_count] of scheduler_check */
     struct plan_buffer buffer[PLAN_DEPTH];
@@ -53,6 +54,10 @@ struct scheduler {
 bool scheduler_named(const struct scheduler *s, const struct seq *q);
 /* The slot's own table memory, empty. */
 struct kv_table scheduler_table(struct scheduler *s, int32_t slot);
+/* Blocks that may be promised or taken: those that the cache has, without the reserved ones. */
+int32_t scheduler_available(const struct scheduler *s);
+/* From here on `count` of the blocks that the cache has are for this sequence alone. */
+void scheduler_reserve(struct scheduler *s, struct seq *q, int32_t count);
 /* Takes the sequence out of the running ones; its slot and blocks follow when no plan names
  * them. */
 void scheduler_preempt(struct scheduler *s, int32_t seq);
@@ -64,7 +69,8 @@ void scheduler_settle(struct scheduler *s, int32_t seq);
 /* Prompt tokens of `q` that fit into the plan when it has `planned_count` behind it. */
 int32_t plan_chunk(const struct scheduler *s, const struct seq *q, int32_t planned_count);
 void plan_add_start(struct scheduler *s, int32_t seq);
-void plan_add_changes(struct scheduler *s, int32_t seq, int32_t first_index);
+/* The whole table of a sequence that is new in its slot. */
+void plan_add_changes(struct scheduler *s, int32_t seq);
 /* A row that computes token_count prompt tokens of a running sequence. */
 void plan_add_prompt_row(struct scheduler *s, int32_t seq, int32_t token_count);
 

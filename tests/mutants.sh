@@ -176,7 +176,7 @@ mutant prompt_first scheduler/plan.c \
     '/^    plan_decode(s);/{N;s/plan_decode(s);\(.*\)plan_prefill(s);/;\1plan_prefill(s), plan_decode(s);/;}' \
     'a prompt takes the budget of decoding sequences'
 mutant copy_not_told scheduler/plan.c \
-    's/if (q->table.block\[g\]\[index\] != before\[g\])/if (before[g] < 0)/' \
+    's/if (i >= block_count || q->table.block\[g\]\[i\] != before\[g\])/if (i >= block_count)/' \
     'the device keeps the shared block in its table'
 mutant sibling_not_started scheduler/plan.c \
     '/^static void fork_siblings/,/^}/s/plan_add_start(s, i);/q->named_step = s->making.buffer->plan.step;/' \
@@ -185,8 +185,20 @@ mutant host_planned_ahead scheduler/plan.c \
     's/return q->host_dependent && /return false \&\& /' \
     'a step is planned before the host decided'
 mutant admitted_without_room scheduler/admit.c \
-    's/return need <= kvcache_available/return need > 0 || need <= kvcache_available/' \
+    's/return need <= scheduler_available/return need > 0 || need <= scheduler_available/' \
     'a prompt is admitted though its blocks are not there'
+mutant chunk_not_told scheduler/plan.c \
+    's/for (int32_t i = first; i < q->table.block_count; i++) {/for (int32_t i = first; i < q->table.block_count \&\& i == first; i++) {/' \
+    'the device knows only the first new block of a chunk'
+mutant reserved_taken scheduler/plan.c \
+    's/written + 1) > scheduler_available(s)) {/written + 1) > kvcache_available(s->kv)) {/' \
+    'a decoding sequence takes a block that a prompt counts on'
+mutant reserved_forgotten scheduler/scheduler.c \
+    's/return kvcache_available(s->kv) - s->reserved_count;/return kvcache_available(s->kv);/' \
+    'two prompts are admitted on the same blocks'
+mutant reservation_kept scheduler/scheduler.c \
+    '/^static void retire/,/^}/{/scheduler_reserve(s, q, 0);/d}' \
+    'what a preempted prompt had reserved is lost'
 mutant scored_prompt_matched scheduler/admit.c \
     's/return q->score_next < q->prompt_count ? q->score_next : q->token_count;/return q->token_count;/' \
     'tokens found in the cache get no score'

@@ -13,7 +13,7 @@ static void a_prompt_is_computed_in_chunks_and_then_one_token_a_step(void)
     const struct plan *made = plan(&w);
     EXPECT_INT(made->start_count, ==, 1);
     EXPECT_INT(made->start[0].token_count, ==, 20);
-    EXPECT_INT(made->change_count, ==, 5);
+    EXPECT_INT(made->change_count, ==, 2); /* blocks of this chunk alone */
     EXPECT_INT(made->row[0].position, ==, 0);
     EXPECT_INT(made->row[0].token_count, ==, 8);
     EXPECT_INT(made->sample_count, ==, 0);
@@ -213,6 +213,37 @@ static void lower_priority_values_run_earlier(void)
     EXPECT_INT(plan(&w)->row[0].seq, ==, soon);
     commit(&w);
     EXPECT_INT(plan(&w)->row[0].seq, ==, late);
+    world_end(&w);
+}
+
+static void blocks_of_a_prompt_are_reserved_and_taken_chunk_by_chunk(void)
+{
+    struct scheduler_config config = roomy();
+    config.step_token_max = 9;
+    config.kv.block_count = 8;
+    struct world w = world_of(config);
+    add(&w, 1, 3, 9); /* decodes: its second block is wanted in step 3 */
+
+    plan(&w);
+    commit(&w);
+    int32_t prompt_seq = add(&w, 100, 24, 1); /* 6 of the 7 blocks that are left */
+    int32_t third = add(&w, 200, 8, 1);       /* 2: they are free, and yet promised */
+    plan(&w);
+    commit(&w);
+    EXPECT_INT(scheduler_stats(w.s).kv.pinned_count, ==, 3);
+    EXPECT_INT(scheduler_stats(w.s).running_count, ==, 2);
+    EXPECT_INT(scheduler_stats(w.s).waiting_count, ==, 1);
+    EXPECT_INT(scheduler_stats(w.s).used_kv_tokens, ==, 3 + 1 + 8);
+    plan(&w);
+    commit(&w);
+    EXPECT_INT(scheduler_stats(w.s).preempt_count, ==, 0);
+    EXPECT_INT(scheduler_stats(w.s).kv.pinned_count, ==, 6);
+    plan(&w);
+    commit(&w);
+    EXPECT(end_of(&w, prompt_seq) != NULL);
+    run_out(&w);
+    EXPECT(end_of(&w, third) != NULL);
+    EXPECT_INT(scheduler_stats(w.s).preempt_count, ==, 0);
     world_end(&w);
 }
 
@@ -457,6 +488,7 @@ int main(void)
     TEST(a_chunk_is_no_longer_than_its_limit);
     TEST(a_step_has_no_more_samples_than_its_limit);
     TEST(lower_priority_values_run_earlier);
+    TEST(blocks_of_a_prompt_are_reserved_and_taken_chunk_by_chunk);
     TEST(a_prompt_that_does_not_fit_is_not_overtaken);
     TEST(a_step_is_planned_before_the_last_one_is_known);
     TEST(a_token_planned_before_the_end_was_known_is_dropped);
