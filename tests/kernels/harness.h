@@ -101,6 +101,16 @@ static inline struct activation new_activation(struct device *device, int32_t ro
     return a;
 }
 
+static inline struct activation new_residual(struct device *device, int32_t rows, int64_t stride)
+{
+    struct activation a = {.stride = stride, .residual = true};
+
+    a.data =
+        subject.ops->alloc(device, (size_t)rows * (size_t)stride * subject.ops->residual_bytes);
+    assert(a.data != NULL);
+    return a;
+}
+
 /* Puts floats, and reads back what the device then holds: an activation may have 16 bits. */
 static inline void put_rounded(struct device *device, struct activation target, float *value,
                                int32_t rows, int32_t width)
