@@ -111,6 +111,15 @@ static inline struct activation new_residual(struct device *device, int32_t rows
     return a;
 }
 
+/* The same rows from `first` on. */
+static inline struct activation rows_from(struct activation a, int64_t first)
+{
+    size_t bytes = a.residual ? subject.ops->residual_bytes : subject.ops->activation_bytes;
+
+    a.data = (char *)a.data + (size_t)(first * a.stride) * bytes;
+    return a;
+}
+
 /* Puts floats, and reads back what the device then holds: an activation may have 16 bits. */
 static inline void put_rounded(struct device *device, struct activation target, float *value,
                                int32_t rows, int32_t width)
