@@ -1,0 +1,725 @@
+/* A wide item on Hopper: 128 query rows, a warp that copies and two warpgroups that multiply.
+ *
+ * The copying warp takes items off the list and brings their keys and values, a box a page, into a
+ * ring of stages, running ahead into the next item. Each warpgroup has 64 rows: it starts the
+ * scores of a tile, then the values of the tile before, and works on the scores while the values
+ * run. Positions go by in ascending order, 64 at a time; values of the partials before the current
+ * one are in shared memory, a place a thread. attention.cuh tells what all this must keep.
+ */
+#ifndef KERNELS_CUDA_ATTENTION_PROMPT_CUH
+#define KERNELS_CUDA_ATTENTION_PROMPT_CUH
+
+#include "kernels/cuda/attention_body.cuh"
+#include "kernels/cuda/bulk.cuh"
+#include "kernels/cuda/wgmma.cuh"
+
+enum {
+    PROMPT_GROUP = 128, /* threads of a warpgroup */
+    PROMPT_GROUP_ROWS = 64,
+    PROMPT_GROUPS = 2,
+    PROMPT_ROWS = PROMPT_GROUPS * PROMPT_GROUP_ROWS,
+    PROMPT_WORKERS = PROMPT_GROUPS * PROMPT_GROUP,
+    PROMPT_THREADS = PROMPT_WORKERS + PROMPT_GROUP,
+    PROMPT_AHEAD = 2, /* items that are known before they are worked on */
+    COPY_REGISTERS = 40,
+    WORK_REGISTERS = 232,
+};
+
+/* How pages come in: boxes of 64 columns and a page's positions (64 of a larger page's), or one
+ * position, of [block, key or value, position, kv head, column]. */
+struct prompt_maps {
+    CUtensorMap page, row;
+};
+
+/* Where a step of a ring is: stage, and the parity of its use. */
+template <int COUNT> struct prompt_ring {
+    int32_t stage, parity;
+    __device__ inline void next(void)
+    {
+        if (++stage == COUNT) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+};
+
+struct prompt_work {
+    struct attention_item item;
+    int32_t kv_head; /* -1: no more items */
+};
+
+template <int C> struct prompt_shared {
+    static constexpr int32_t STAGES = C <= 64 ? 8 : C <= 128 ? 4 : 2;
+    alignas(1024) uint8_t key[STAGES][tile_layout<C>::BYTES];
+    uint8_t value[STAGES][tile_layout<C>::BYTES];
+    float4 total[C / 8][PROMPT_WORKERS]; /* of the partials before; a place a thread */
+    struct prompt_work work[PROMPT_AHEAD];
+    uint64_t key_full[STAGES], key_empty[STAGES], value_full[STAGES], value_empty[STAGES];
+    uint64_t work_full[PROMPT_AHEAD], work_empty[PROMPT_AHEAD];
+};
+
+template <int C> using stage_ring = prompt_ring<prompt_shared<C>::STAGES>;
+using work_ring = prompt_ring<PROMPT_AHEAD>;
+
+/* One thread, before all others wait for it. */
+template <int C> __device__ static inline void prompt_open(prompt_shared<C> &shared)
+{
+    for (int32_t i = 0; i < prompt_shared<C>::STAGES; i++) {
+        barrier_make(shared_address(&shared.key_full[i]), 1);
+        barrier_make(shared_address(&shared.value_full[i]), 1);
+        barrier_make(shared_address(&shared.key_empty[i]), PROMPT_WORKERS / WARP);
+        barrier_make(shared_address(&shared.value_empty[i]), PROMPT_WORKERS / WARP);
+    }
+    for (int32_t i = 0; i < PROMPT_AHEAD; i++) {
+        barrier_make(shared_address(&shared.work_full[i]), 1);
+        barrier_make(shared_address(&shared.work_empty[i]), PROMPT_WORKERS / WARP);
+    }
+    barrier_show();
+}
+
+/* ---- the copying warp ---- */
+
+/* The boxes of a tile. */
+struct tile_boxes {
+    int32_t rows, count; /* of a box; boxes of 64 columns */
+    int32_t shift;       /* log2 of a block's positions */
+    const int32_t *table;
+};
+
+/* The block of the box at `position`; what lies outside the pool comes as zeros. */
+__device__ static inline int32_t box_block(const struct attention_tile &tile,
+                                           const struct tile_boxes &boxes, int32_t position)
+{
+    bool seen = position < tile.end && position + boxes.rows > tile.begin;
+    return seen ? boxes.table[position >> boxes.shift] : -1;
+}
+
+/* Whether some of a box's positions are seen and some are not. */
+__device__ static inline bool box_is_cut(const struct attention_tile &tile,
+                                         const struct tile_boxes &boxes, int32_t position)
+{
+    int32_t end = position + boxes.rows;
+    return position < tile.end && end > tile.begin && (position < tile.begin || end > tile.end);
+}
+
+/* Values that no row sees must be zeros: they are multiplied by a weight of 0. Of a box that is
+ * cut, each position is a box of its own. */
+template <int C>
+__device__ static inline void copy_cut(const struct prompt_maps &maps,
+                                       const struct attention_tile &tile,
+                                       const struct tile_boxes &boxes, int32_t position,
+                                       uint32_t target, uint32_t barrier)
+{
+    int32_t lane = threadIdx.x % WARP, mask = (1 << boxes.shift) - 1;
+    for (int32_t slot = 0; slot < boxes.count; slot++) {
+        int32_t first = position + slot * boxes.rows;
+        if (!box_is_cut(tile, boxes, first))
+            continue;
+        for (int32_t i = lane; i < boxes.rows * (C / 64); i += WARP) {
+            int32_t piece = i % (C / 64), own = first + i / (C / 64);
+            bool seen = own >= tile.begin && own < tile.end;
+            int32_t block = seen ? boxes.table[own >> boxes.shift] : -1;
+            bulk_load(target + piece * tile_layout<C>::PIECE_BYTES + (own - position) * 128,
+                      &maps.row, {piece * 64, tile.kv_head, own & mask, 1, block}, barrier);
+        }
+    }
+}
+
+/* One tile's keys, or values. */
+template <int C, bool VALUES>
+__device__ static inline void copy_tile(const struct prompt_maps &maps,
+                                        const struct attention_tile &tile,
+                                        const struct tile_boxes &boxes, int32_t position,
+                                        uint32_t target, uint32_t barrier)
+{
+    int32_t lane = threadIdx.x % WARP, mask = (1 << boxes.shift) - 1;
+    for (int32_t i = lane; i < boxes.count * (C / 64); i += WARP) {
+        int32_t piece = i % (C / 64), slot = i / (C / 64), first = position + slot * boxes.rows;
+        if (VALUES && box_is_cut(tile, boxes, first))
+            continue;
+        bulk_load(target + piece * tile_layout<C>::PIECE_BYTES + slot * boxes.rows * 128,
+                  &maps.page,
+                  {piece * 64, tile.kv_head, first & mask, VALUES ? 1 : 0,
+                   box_block(tile, boxes, first)},
+                  barrier);
+    }
+    if (VALUES && (position < tile.begin || position + KV_TILE > tile.end))
+        copy_cut<C>(maps, tile, boxes, position, target, barrier);
+}
+
+template <int C>
+__device__ static inline void copy_item(prompt_shared<C> &shared, const struct prompt_maps &maps,
+                                        const struct attention_call &call,
+                                        const struct attention_tile &tile, stage_ring<C> &ring)
+{
+    int32_t tokens = call.layer.block_tokens;
+    struct tile_boxes boxes;
+    boxes.rows = min(tokens, (int32_t)KV_TILE);
+    boxes.count = KV_TILE / boxes.rows;
+    boxes.shift = __ffs(tokens) - 1;
+    boxes.table = call.layer.table + tile.item.sequence * call.layer.table_stride;
+    for (int32_t i = tile.begin / KV_TILE; i * KV_TILE < tile.end; i++, ring.next()) {
+        int32_t stage = ring.stage;
+        uint32_t keys = shared_address(&shared.key_full[stage]);
+        uint32_t values = shared_address(&shared.value_full[stage]);
+        barrier_wait(shared_address(&shared.key_empty[stage]), ring.parity ^ 1);
+        if (threadIdx.x % WARP == 0)
+            barrier_expect(keys, tile_layout<C>::BYTES);
+        __syncwarp();
+        copy_tile<C, false>(maps, tile, boxes, i * KV_TILE, shared_address(shared.key[stage]),
+                            keys);
+        barrier_wait(shared_address(&shared.value_empty[stage]), ring.parity ^ 1);
+        if (threadIdx.x % WARP == 0)
+            barrier_expect(values, tile_layout<C>::BYTES);
+        __syncwarp();
+        copy_tile<C, true>(maps, tile, boxes, i * KV_TILE, shared_address(shared.value[stage]),
+                           values);
+    }
+}
+
+/* Item `index` of the list: the longest of all heads first. */
+__device__ static inline struct prompt_work work_at(const struct attention_call &call,
+                                                    int32_t index)
+{
+    int32_t heads = call.args.kv_head_count;
+    struct prompt_work work = {{}, -1};
+    if (index >= call.work.plan->wide_count * heads)
+        return work;
+#ifdef BENCH_HEADS
+    int32_t many = heads < BENCH_HEADS ? heads : BENCH_HEADS, band = call.work.plan->wide_count * many;
+    work.item = call.work.wide[index % band / many];
+    work.kv_head = index / band * many + index % many;
+#else
+    work.item = call.work.wide[index / heads];
+    work.kv_head = index % heads;
+#endif
+    return work;
+}
+
+/* Takes items until there are none. The number of the next one is asked for one item early. */
+template <int C>
+__device__ static inline void prompt_copy(prompt_shared<C> &shared,
+                                          const struct attention_call &call,
+                                          const struct prompt_maps &maps)
+{
+    int32_t lane = threadIdx.x % WARP, index = blockIdx.x;
+    stage_ring<C> ring = {0, 0};
+    work_ring place = {0, 0};
+    bulk_see();
+    for (;; place.next()) {
+        int32_t ticket = 0;
+        struct prompt_work work = work_at(call, index);
+        barrier_wait(shared_address(&shared.work_empty[place.stage]), place.parity ^ 1);
+        if (lane == 0) {
+            shared.work[place.stage] = work;
+            barrier_arrive(shared_address(&shared.work_full[place.stage]));
+        }
+        if (work.kv_head < 0)
+            return;
+        if (lane == 0)
+            ticket = atomicAdd(&call.work.ticket[0], 1);
+        copy_item<C>(shared, maps, call, tile_of(call, work.item, work.kv_head, PROMPT_ROWS), ring);
+        index = (int32_t)gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
+    }
+}
+
+/* ---- the warpgroups ---- */
+
+enum { PROMPT_PARTS = KV_TILE / 16, PROMPT_SCORES = KV_TILE / 8 };
+
+template <int C> struct prompt_state {
+    float value[C / 8][4];
+    float score[PROMPT_SCORES][4]; /* then weights */
+    uint32_t weight[PROMPT_PARTS][4];
+    uint32_t query[C / 16][4];
+    float sum[2][PROMPT_PARTS];
+    struct running row[2];
+    struct row_total before[2];
+    bool folded; /* `total` holds something */
+    bool begun;  /* `value` does */
+};
+
+/* Positions that the rows of a warpgroup see. */
+struct prompt_view {
+    int32_t low, high;         /* seen by one row at least */
+    int32_t all_low, all_high; /* seen by every row */
+    int32_t row_low[2], row_high[2]; /* by this thread's */
+};
+
+__device__ static inline struct prompt_view prompt_view_of(const struct attention_call &call,
+                                                           const struct attention_tile &tile,
+                                                           const struct query_row (&row)[2])
+{
+    int32_t first = threadIdx.x / PROMPT_GROUP * PROMPT_GROUP_ROWS;
+    int32_t last = min(first + PROMPT_GROUP_ROWS - 1, tile.count - 1);
+    struct prompt_view view = {0, -1, 0, -1, {row[0].low, row[1].low}, {row[0].high, row[1].high}};
+    if (first >= tile.count)
+        return view;
+    struct query_row top = row_of(call, tile, first), bottom = row_of(call, tile, last);
+    view.low = top.low;
+    view.high = bottom.high;
+    view.all_low = bottom.low;
+    if (last == first + PROMPT_GROUP_ROWS - 1) /* rows past the count see nothing */
+        view.all_high = top.high;
+    return view;
+}
+
+/* Starts the scores of a tile. */
+template <int C>
+__device__ static inline void prompt_scores(prompt_state<C> &state, const uint8_t *keys)
+{
+    uint64_t operand = wgmma_operand(shared_address(keys), 16);
+    wgmma_hold<PROMPT_SCORES>(state.score);
+    wgmma_hold<C / 16>(state.query);
+    wgmma_fence();
+#pragma unroll
+    for (int32_t k = 0; k < C / 16; k++)
+        wgmma_64<false>(state.score, state.query[k],
+                        operand + (k / 4 * tile_layout<C>::PIECE_BYTES + k % 4 * 32) / 16, k > 0);
+    wgmma_commit();
+}
+
+/* Starts the values of a tile. */
+template <int C>
+__device__ static inline void prompt_values(prompt_state<C> &state, const uint8_t *values)
+{
+    uint64_t operand = wgmma_operand(shared_address(values), tile_layout<C>::PIECE_BYTES);
+    wgmma_hold<C / 8>(state.value);
+    wgmma_hold<PROMPT_PARTS>(state.weight);
+    wgmma_fence();
+#pragma unroll
+    for (int32_t k = 0; k < PROMPT_PARTS; k++) {
+        uint64_t own = operand + k * 16 * 128 / 16;
+        int32_t add = state.begun || k > 0;
+        if (C >= 128)
+            wgmma_128(state.value, state.weight[k], own, add);
+        if (C % 128 != 0)
+            wgmma_64<true>(state.value + C / 128 * 16, state.weight[k],
+                           own + C / 128 * 2 * tile_layout<C>::PIECE_BYTES / 16, add);
+    }
+    wgmma_commit();
+    state.begun = true;
+}
+
+template <int C>
+__device__ static inline void prompt_cap(prompt_state<C> &state, const struct attention_args &args)
+{
+#pragma unroll
+    for (int32_t n = 0; n < PROMPT_SCORES; n++)
+#pragma unroll
+        for (int32_t j = 0; j < 4; j++)
+            state.score[n][j] = capped(state.score[n][j], args);
+}
+
+/* Rows g and g + 8; `position` is the thread's first. */
+template <int C>
+__device__ static inline void prompt_mask(prompt_state<C> &state, const struct prompt_view &view,
+                                          int32_t position)
+{
+#pragma unroll
+    for (int32_t n = 0; n < PROMPT_SCORES; n++)
+#pragma unroll
+        for (int32_t j = 0; j < 4; j++) {
+            int32_t at = position + n * 8 + j % 2;
+            if (at < view.row_low[j / 2] || at > view.row_high[j / 2])
+                state.score[n][j] = -CUDART_INF_F;
+        }
+}
+
+/* Scores become weights; maxima and sums go on. */
+template <int C>
+__device__ static inline void prompt_softmax(prompt_state<C> &state, float scale)
+{
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        float most = -CUDART_INF_F;
+#pragma unroll
+        for (int32_t n = 0; n < PROMPT_SCORES; n++)
+            most = fmaxf(most, fmaxf(state.score[n][2 * i], state.score[n][2 * i + 1]));
+        advance(state.row[i], quad_max(most), scale);
+#pragma unroll
+        for (int32_t k = 0; k < PROMPT_PARTS; k++) {
+            float p[4];
+#pragma unroll
+            for (int32_t j = 0; j < 4; j++) {
+                float &own = state.score[2 * k + j / 2][2 * i + j % 2];
+                p[j] = own = weight_of(own, scale, state.row[i].base);
+            }
+            float sum = __fadd_rn(__fadd_rn(__fadd_rn(p[0], p[1]), p[2]), p[3]);
+            state.sum[i][k] = __fmaf_rn(state.sum[i][k], state.row[i].factor, sum);
+        }
+    }
+}
+
+/* Weights become operands. */
+template <int C> __device__ static inline void prompt_pack(prompt_state<C> &state)
+{
+#pragma unroll
+    for (int32_t k = 0; k < PROMPT_PARTS; k++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.weight[k][i] = pack_half(state.score[2 * k + i / 2][i % 2 * 2],
+                                           state.score[2 * k + i / 2][i % 2 * 2 + 1]);
+}
+
+template <int C> __device__ static inline void prompt_shrink(prompt_state<C> &state)
+{
+    bool grown = state.row[0].factor != 1.0f || state.row[1].factor != 1.0f;
+    if (!__any_sync(0xffffffffu, grown)) /* times 1 changes nothing */
+        return;
+#pragma unroll
+    for (int32_t n = 0; n < C / 8; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.value[n][i] = __fmul_rn(state.value[n][i], state.row[i / 2].factor);
+}
+
+template <int C> __device__ static inline void prompt_clear(prompt_state<C> &state)
+{
+    for (int32_t i = 0; i < 2; i++) {
+        state.row[i].maximum = -CUDART_INF_F;
+#pragma unroll
+        for (int32_t k = 0; k < PROMPT_PARTS; k++)
+            state.sum[i][k] = 0.0f;
+    }
+}
+
+/* Ends a partial but for its values: its sums are folded into those before it, the next one begins.
+ * `factor` is what its values are folded with. */
+template <int C>
+__device__ static inline void prompt_close(prompt_state<C> &state, float2 (&factor)[2])
+{
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        float sum = quad_sum(state.sum[i][0]);
+#pragma unroll
+        for (int32_t k = 1; k < PROMPT_PARTS; k++)
+            sum = __fadd_rn(sum, quad_sum(state.sum[i][k]));
+        factor[i] = partial_factors(state.before[i].maximum, state.row[i].maximum);
+        state.before[i].sum = partial_fold(state.before[i].sum, sum, factor[i]);
+    }
+    prompt_clear<C>(state);
+}
+
+template <int C>
+__device__ static inline float4 prompt_folded(const prompt_state<C> &state,
+                                              const prompt_shared<C> &shared, int32_t n,
+                                              const float2 (&factor)[2])
+{
+    float4 total = {0.0f, 0.0f, 0.0f, 0.0f};
+    if (state.folded)
+        total = shared.total[n][threadIdx.x];
+    total.x = partial_fold(total.x, state.value[n][0], factor[0]);
+    total.y = partial_fold(total.y, state.value[n][1], factor[0]);
+    total.z = partial_fold(total.z, state.value[n][2], factor[1]);
+    total.w = partial_fold(total.w, state.value[n][3], factor[1]);
+    return total;
+}
+
+/* The values of a partial that has ended. */
+template <int C>
+__device__ static inline void prompt_fold(prompt_state<C> &state, prompt_shared<C> &shared,
+                                          const float2 (&factor)[2])
+{
+#pragma unroll
+    for (int32_t n = 0; n < C / 8; n++)
+        shared.total[n][threadIdx.x] = prompt_folded<C>(state, shared, n, factor);
+    state.folded = true;
+    state.begun = false;
+}
+
+/* This warp has read what the barrier stands for. */
+__device__ static inline void prompt_release(uint64_t &barrier)
+{
+    if (threadIdx.x % WARP == 0)
+        barrier_arrive(shared_address(&barrier));
+}
+
+/* The warpgroups take turns to start products. */
+__device__ static inline void turn_take(void)
+{
+#ifdef BENCH_TURNS
+    asm volatile("bar.sync %0, 256;" ::"r"(4 + threadIdx.x / PROMPT_GROUP) : "memory");
+#endif
+}
+
+__device__ static inline void turn_give(void)
+{
+#ifdef BENCH_TURNS
+    asm volatile("bar.arrive %0, 256;" ::"r"(5 - threadIdx.x / PROMPT_GROUP) : "memory");
+#endif
+}
+
+/* Tiles of the item that this warpgroup sees nothing of. */
+template <int C>
+__device__ static inline void prompt_pass(prompt_shared<C> &shared, stage_ring<C> &ring,
+                                          int32_t count)
+{
+    for (int32_t i = 0; i < count; i++, ring.next()) {
+        turn_take();
+        turn_give();
+        barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
+        prompt_release(shared.key_empty[ring.stage]);
+        barrier_wait(shared_address(&shared.value_full[ring.stage]), ring.parity);
+        prompt_release(shared.value_empty[ring.stage]);
+    }
+}
+
+/* Scores of the tile at `position` are there: mask and softmax. */
+template <int C>
+__device__ static inline void prompt_weights(prompt_state<C> &state,
+                                             const struct attention_call &call,
+                                             const struct prompt_view &view, int32_t position)
+{
+    if (call.args.softcap > 0.0f)
+        prompt_cap<C>(state, call.args);
+    if (position < view.all_low || position + KV_TILE - 1 > view.all_high)
+        prompt_mask<C>(state, view, position + threadIdx.x % 4 * 2);
+    prompt_softmax<C>(state, call.scale);
+}
+
+/* Goes through `count` tiles from `position` on; the values of the last one are running then. */
+template <int C>
+__device__ static inline void prompt_walk(prompt_state<C> &state, prompt_shared<C> &shared,
+                                          const struct attention_call &call,
+                                          const struct prompt_view &view, stage_ring<C> &ring,
+                                          int32_t position, int32_t count)
+{
+    barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
+    turn_take();
+    prompt_scores<C>(state, shared.key[ring.stage]);
+    turn_give();
+    wgmma_wait_but<0>();
+    wgmma_hold<PROMPT_SCORES>(state.score);
+    prompt_release(shared.key_empty[ring.stage]);
+    prompt_weights<C>(state, call, view, position);
+    prompt_pack<C>(state);
+    int32_t partial_tokens = call.work.partial_tokens;
+    int32_t border = (position / partial_tokens + 1) * partial_tokens;
+    for (int32_t i = 1; i < count; i++) {
+        stage_ring<C> before = ring;
+        float2 factor[2] = {};
+        ring.next();
+        position += KV_TILE;
+        bool closes = position == border;
+        barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
+        turn_take();
+        prompt_scores<C>(state, shared.key[ring.stage]);
+        barrier_wait(shared_address(&shared.value_full[before.stage]), before.parity);
+        prompt_values<C>(state, shared.value[before.stage]);
+        turn_give();
+        wgmma_wait_but<1>();
+        wgmma_hold<PROMPT_SCORES>(state.score);
+        prompt_release(shared.key_empty[ring.stage]);
+        if (closes)
+            prompt_close<C>(state, factor);
+        prompt_weights<C>(state, call, view, position);
+        wgmma_wait_but<0>();
+        wgmma_hold<C / 8>(state.value);
+        prompt_release(shared.value_empty[before.stage]);
+        if (closes) {
+            prompt_fold<C>(state, shared, factor);
+            border += partial_tokens;
+        } else {
+            prompt_shrink<C>(state);
+        }
+        prompt_pack<C>(state);
+    }
+    barrier_wait(shared_address(&shared.value_full[ring.stage]), ring.parity);
+    prompt_values<C>(state, shared.value[ring.stage]);
+}
+
+/* What divides a row's values: `quotient` by the same sum many times. */
+struct divisor {
+    float factor, sum, inverse;
+};
+
+/* Rounds as `quotient` does: the first correction leaves less than a unit in the last place, the
+ * second none. Where the remainders cannot underflow, see DIVIDED_LEAST. */
+__device__ static inline float divided(float value, const struct divisor &by)
+{
+    float quotient = __fmul_rn(value, by.inverse);
+    quotient = __fmaf_rn(__fmaf_rn(-quotient, by.sum, value), by.inverse, quotient);
+    quotient = __fmaf_rn(__fmaf_rn(-quotient, by.sum, value), by.inverse, quotient);
+    return __fadd_rn(quotient, 0.0f);
+}
+
+#define DIVIDED_LEAST 0x1p-100f
+
+/* Values to memory. */
+template <int C, bool SMALL>
+__device__ static inline void prompt_put(const prompt_state<C> &state,
+                                         const struct divisor (&by)[2],
+                                         const struct query_row (&row)[2])
+{
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        if (row[i].out == NULL)
+            continue;
+#pragma unroll
+        for (int32_t n = 0; n < C / 8; n++) {
+            float first = state.value[n][2 * i], second = state.value[n][2 * i + 1];
+            *(uint32_t *)(row[i].out + n * 8 + threadIdx.x % 4 * 2) =
+                SMALL ? pack_bf16(quotient(first, 1.0f, by[i].sum),
+                                  quotient(second, 1.0f, by[i].sum))
+                      : pack_bf16(divided(first, by[i]), divided(second, by[i]));
+        }
+    }
+}
+
+/* All partials are folded; the output. */
+template <int C>
+__device__ static inline void prompt_finish(prompt_state<C> &state, prompt_shared<C> &shared,
+                                            const struct attention_call &call,
+                                            const struct query_row (&row)[2])
+{
+    float2 factor[2];
+    struct divisor by[2];
+    float least = CUDART_INF_F;
+    prompt_close<C>(state, factor);
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        const float *sinks = call.args.sinks;
+        by[i].factor = with_sink(state.before[i], sinks == NULL ? NULL : sinks + row[i].head);
+        by[i].sum = state.before[i].sum;
+        by[i].inverse = __frcp_rn(by[i].sum);
+    }
+#pragma unroll
+    for (int32_t n = 0; n < C / 8; n++) {
+        float4 total = prompt_folded<C>(state, shared, n, factor);
+        const float own[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            state.value[n][i] = __fmul_rn(own[i], by[i / 2].factor);
+            least = fminf(least, fabsf(state.value[n][i]));
+        }
+    }
+#ifdef BENCH_SLOWQ
+    least = 0;
+#endif
+    if (least < DIVIDED_LEAST)
+        prompt_put<C, true>(state, by, row);
+    else
+        prompt_put<C, false>(state, by, row);
+}
+
+__device__ static inline void prompt_rows(struct query_row (&row)[2],
+                                          const struct attention_call &call,
+                                          const struct attention_tile &tile)
+{
+    int32_t r = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+    row[0] = row_of(call, tile, r);
+    row[1] = row_of(call, tile, r + 8);
+}
+
+/* Queries as they lie in memory, asked for early; and as operands. */
+template <int C>
+__device__ static inline void query_ask(uint32_t (&query)[C / 16][4],
+                                        const struct query_row (&row)[2])
+{
+#pragma unroll
+    for (int32_t k = 0; k < C / 16; k++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            const bf16 *own = row[i % 2].query;
+            int32_t column = k * 16 + threadIdx.x % 4 * 2 + i / 2 * 8;
+            query[k][i] = own == NULL ? 0 : *(const uint32_t *)(own + column);
+        }
+}
+
+template <int C> __device__ static inline void query_pack(uint32_t (&query)[C / 16][4])
+{
+#pragma unroll
+    for (int32_t k = 0; k < C / 16; k++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            query[k][i] = pack_query(query[k][i]);
+}
+
+/* The item at this place, once it is known. */
+template <int C>
+__device__ static inline struct prompt_work work_wait(prompt_shared<C> &shared,
+                                                      const work_ring &place)
+{
+    barrier_wait(shared_address(&shared.work_full[place.stage]), place.parity);
+    return shared.work[place.stage];
+}
+
+/* Asks for the queries of an item, if there is one. */
+template <int C>
+__device__ static inline void prompt_ask(prompt_state<C> &state, const struct attention_call &call,
+                                         const struct prompt_work &work)
+{
+    struct query_row row[2];
+    prompt_rows(row, call, tile_of(call, work.item, work.kv_head, PROMPT_ROWS));
+    query_ask<C>(state.query, row);
+}
+
+/* What a warpgroup does for an item; the queries of the next are asked for. */
+template <int C>
+__device__ static inline void prompt_item(prompt_state<C> &state, prompt_shared<C> &shared,
+                                          const struct attention_call &call,
+                                          struct prompt_work &work, stage_ring<C> &ring,
+                                          work_ring &place)
+{
+    struct attention_tile tile = tile_of(call, work.item, work.kv_head, PROMPT_ROWS);
+    struct query_row row[2];
+    prompt_rows(row, call, tile);
+    struct prompt_view view = prompt_view_of(call, tile, row);
+    int32_t first = tile.begin / KV_TILE, end = (tile.end - 1) / KV_TILE + 1;
+    int32_t own_first = view.low / KV_TILE, own_end = view.high / KV_TILE + 1;
+    if (view.high < 0)
+        own_first = own_end = end;
+    prompt_clear<C>(state);
+    for (int32_t i = 0; i < 2; i++)
+        state.before[i] = {-CUDART_INF_F, 0.0f};
+    state.folded = state.begun = false;
+    prompt_pass<C>(shared, ring, own_first - first);
+    prompt_release(shared.work_empty[place.stage]);
+    place.next();
+    if (own_end > own_first) {
+        prompt_walk<C>(state, shared, call, view, ring, own_first * KV_TILE, own_end - own_first);
+        work = work_wait<C>(shared, place);
+        prompt_ask<C>(state, call, work);
+        wgmma_wait_but<0>();
+        wgmma_hold<C / 8>(state.value);
+        prompt_release(shared.value_empty[ring.stage]);
+        ring.next();
+        prompt_finish<C>(state, shared, call, row);
+    } else {
+        work = work_wait<C>(shared, place);
+        prompt_ask<C>(state, call, work);
+    }
+    prompt_pass<C>(shared, ring, end - own_end);
+    query_pack<C>(state.query);
+}
+
+template <int C>
+__device__ static inline void prompt_multiply(prompt_shared<C> &shared,
+                                              const struct attention_call &call)
+{
+    stage_ring<C> ring = {0, 0};
+    work_ring place = {0, 0};
+    prompt_state<C> state;
+#pragma unroll
+    for (int32_t n = 0; n < C / 8; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.value[n][i] = 0.0f;
+#pragma unroll
+    for (int32_t n = 0; n < PROMPT_SCORES; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.score[n][i] = 0.0f;
+#ifdef BENCH_TURNS
+    if (threadIdx.x / PROMPT_GROUP == 1)
+        turn_give();
+#endif
+    struct prompt_work work = work_wait<C>(shared, place);
+    prompt_ask<C>(state, call, work);
+    query_pack<C>(state.query);
+    while (work.kv_head >= 0)
+        prompt_item<C>(state, shared, call, work, ring, place);
+}
+
+#endif
