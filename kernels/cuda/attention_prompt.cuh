@@ -21,8 +21,8 @@ enum {
     PROMPT_WORKERS = PROMPT_GROUPS * PROMPT_GROUP,
     PROMPT_THREADS = PROMPT_WORKERS + PROMPT_GROUP,
     PROMPT_AHEAD = 2, /* items that are known before they are worked on */
-    COPY_REGISTERS = 40,
-    WORK_REGISTERS = 232,
+    COPY_REGISTERS = 56,
+    WORK_REGISTERS = 224,
 };
 
 /* How pages come in: boxes of 64 columns and a page's positions (64 of a larger page's), or one
@@ -72,109 +72,95 @@ template <int C> __device__ static inline void prompt_open(prompt_shared<C> &sha
     }
     for (int32_t i = 0; i < PROMPT_AHEAD; i++) {
         barrier_make(shared_address(&shared.work_full[i]), 1);
-        barrier_make(shared_address(&shared.work_empty[i]), PROMPT_WORKERS / WARP);
+        barrier_make(shared_address(&shared.work_empty[i]), PROMPT_WORKERS / WARP + 1);
     }
     barrier_show();
 }
 
-/* ---- the copying warp ---- */
+/* ---- the copying warps: one has the keys, one the values ---- */
 
-/* The boxes of a tile. */
-struct tile_boxes {
-    int32_t rows, count; /* of a box; boxes of 64 columns */
+/* How a sequence lies in boxes. */
+struct boxes {
+    int32_t rows, count; /* of a box; boxes of 64 columns that are a tile */
     int32_t shift;       /* log2 of a block's positions */
     const int32_t *table;
 };
 
-/* The block of the box at `position`; what lies outside the pool comes as zeros. */
+/* The block of a box; what lies outside the pool comes as zeros. */
 __device__ static inline int32_t box_block(const struct attention_tile &tile,
-                                           const struct tile_boxes &boxes, int32_t position)
+                                           const struct boxes &boxes, int32_t box)
 {
+    int32_t position = box * boxes.rows;
     bool seen = position < tile.end && position + boxes.rows > tile.begin;
     return seen ? boxes.table[position >> boxes.shift] : -1;
 }
 
-/* Whether some of a box's positions are seen and some are not. */
-__device__ static inline bool box_is_cut(const struct attention_tile &tile,
-                                         const struct tile_boxes &boxes, int32_t position)
-{
-    int32_t end = position + boxes.rows;
-    return position < tile.end && end > tile.begin && (position < tile.begin || end > tile.end);
-}
-
 /* Values that no row sees must be zeros: they are multiplied by a weight of 0. Of a box that is
- * cut, each position is a box of its own. */
+ * seen in part, each position is a box of its own. */
 template <int C>
-__device__ static inline void copy_cut(const struct prompt_maps &maps,
-                                       const struct attention_tile &tile,
-                                       const struct tile_boxes &boxes, int32_t position,
+__device__ static inline void copy_cut(const CUtensorMap *map, const struct attention_tile &tile,
+                                       const struct boxes &boxes, int32_t position, int32_t block,
                                        uint32_t target, uint32_t barrier)
 {
+    int32_t mask = (1 << boxes.shift) - 1;
+    __syncwarp(); /* what the barrier expects is told */
+    for (int32_t i = threadIdx.x % WARP; i < boxes.rows * (C / 64); i += WARP) {
+        int32_t piece = i % (C / 64), row = i / (C / 64), own = position + row;
+        bool seen = own >= tile.begin && own < tile.end;
+        bulk_load(target + piece * tile_layout<C>::PIECE_BYTES + row * 128, map,
+                  {piece * 64, tile.kv_head, own & mask, 1, seen ? block : -1}, barrier);
+    }
+}
+
+/* An item's keys, or values. Ids of blocks come 32 at a time, a lane each, and one time ahead. */
+template <int C, bool VALUES>
+__device__ static inline void copy_item(prompt_shared<C> &shared, const struct prompt_maps &maps,
+                                        const struct attention_tile &tile,
+                                        const struct boxes &boxes, stage_ring<C> &ring)
+{
     int32_t lane = threadIdx.x % WARP, mask = (1 << boxes.shift) - 1;
-    for (int32_t slot = 0; slot < boxes.count; slot++) {
-        int32_t first = position + slot * boxes.rows;
-        if (!box_is_cut(tile, boxes, first))
-            continue;
-        for (int32_t i = lane; i < boxes.rows * (C / 64); i += WARP) {
-            int32_t piece = i % (C / 64), own = first + i / (C / 64);
-            bool seen = own >= tile.begin && own < tile.end;
-            int32_t block = seen ? boxes.table[own >> boxes.shift] : -1;
-            bulk_load(target + piece * tile_layout<C>::PIECE_BYTES + (own - position) * 128,
-                      &maps.row, {piece * 64, tile.kv_head, own & mask, 1, block}, barrier);
+    int32_t box = tile.begin / KV_TILE * boxes.count, end = (tile.end - 1) / KV_TILE + 1;
+    int32_t ids = box_block(tile, boxes, box + lane), used = 0;
+    int32_t coming = box_block(tile, boxes, box + WARP + lane);
+    for (end *= boxes.count; box < end; ring.next()) {
+        int32_t stage = ring.stage;
+        uint32_t barrier = shared_address(VALUES ? &shared.value_full[stage]
+                                                 : &shared.key_full[stage]);
+        uint32_t target = shared_address(VALUES ? shared.value[stage] : shared.key[stage]);
+        barrier_wait(shared_address(VALUES ? &shared.value_empty[stage] : &shared.key_empty[stage]),
+                     ring.parity ^ 1);
+        if (lane == 0)
+            barrier_expect(barrier, tile_layout<C>::BYTES);
+        for (int32_t slot = 0; slot < boxes.count; slot++, box++, used++) {
+            int32_t position = box * boxes.rows, past = position + boxes.rows;
+            if (used == WARP) {
+                used = 0;
+                ids = coming;
+                coming = box_block(tile, boxes, box + WARP + lane);
+            }
+            int32_t block = __shfl_sync(0xffffffffu, ids, used);
+            if (VALUES && block >= 0 && (position < tile.begin || past > tile.end))
+                copy_cut<C>(&maps.row, tile, boxes, position, block, target, barrier);
+            else if (lane == 0)
+#pragma unroll
+                for (int32_t piece = 0; piece < C / 64; piece++)
+                    bulk_load(target + piece * tile_layout<C>::PIECE_BYTES, &maps.page,
+                              {piece * 64, tile.kv_head, position & mask, VALUES ? 1 : 0, block},
+                              barrier);
+            target += boxes.rows * 128;
         }
     }
 }
 
-/* One tile's keys, or values. */
-template <int C, bool VALUES>
-__device__ static inline void copy_tile(const struct prompt_maps &maps,
-                                        const struct attention_tile &tile,
-                                        const struct tile_boxes &boxes, int32_t position,
-                                        uint32_t target, uint32_t barrier)
-{
-    int32_t lane = threadIdx.x % WARP, mask = (1 << boxes.shift) - 1;
-    for (int32_t i = lane; i < boxes.count * (C / 64); i += WARP) {
-        int32_t piece = i % (C / 64), slot = i / (C / 64), first = position + slot * boxes.rows;
-        if (VALUES && box_is_cut(tile, boxes, first))
-            continue;
-        bulk_load(target + piece * tile_layout<C>::PIECE_BYTES + slot * boxes.rows * 128,
-                  &maps.page,
-                  {piece * 64, tile.kv_head, first & mask, VALUES ? 1 : 0,
-                   box_block(tile, boxes, first)},
-                  barrier);
-    }
-    if (VALUES && (position < tile.begin || position + KV_TILE > tile.end))
-        copy_cut<C>(maps, tile, boxes, position, target, barrier);
-}
-
-template <int C>
-__device__ static inline void copy_item(prompt_shared<C> &shared, const struct prompt_maps &maps,
-                                        const struct attention_call &call,
-                                        const struct attention_tile &tile, stage_ring<C> &ring)
+__device__ static inline struct boxes boxes_of(const struct attention_call &call, int32_t sequence)
 {
     int32_t tokens = call.layer.block_tokens;
-    struct tile_boxes boxes;
+    struct boxes boxes;
     boxes.rows = min(tokens, (int32_t)KV_TILE);
     boxes.count = KV_TILE / boxes.rows;
     boxes.shift = __ffs(tokens) - 1;
-    boxes.table = call.layer.table + tile.item.sequence * call.layer.table_stride;
-    for (int32_t i = tile.begin / KV_TILE; i * KV_TILE < tile.end; i++, ring.next()) {
-        int32_t stage = ring.stage;
-        uint32_t keys = shared_address(&shared.key_full[stage]);
-        uint32_t values = shared_address(&shared.value_full[stage]);
-        barrier_wait(shared_address(&shared.key_empty[stage]), ring.parity ^ 1);
-        if (threadIdx.x % WARP == 0)
-            barrier_expect(keys, tile_layout<C>::BYTES);
-        __syncwarp();
-        copy_tile<C, false>(maps, tile, boxes, i * KV_TILE, shared_address(shared.key[stage]),
-                            keys);
-        barrier_wait(shared_address(&shared.value_empty[stage]), ring.parity ^ 1);
-        if (threadIdx.x % WARP == 0)
-            barrier_expect(values, tile_layout<C>::BYTES);
-        __syncwarp();
-        copy_tile<C, true>(maps, tile, boxes, i * KV_TILE, shared_address(shared.value[stage]),
-                           values);
-    }
+    boxes.table = call.layer.table + sequence * call.layer.table_stride;
+    return boxes;
 }
 
 /* Item `index` of the list: the longest of all heads first. */
@@ -196,9 +182,26 @@ __device__ static inline struct prompt_work work_at(const struct attention_call 
     return work;
 }
 
-/* Takes items until there are none. The number of the next one is asked for one item early. */
+/* The item at this place, once it is known. */
 template <int C>
-__device__ static inline void prompt_copy(prompt_shared<C> &shared,
+__device__ static inline struct prompt_work work_wait(prompt_shared<C> &shared,
+                                                      const work_ring &place)
+{
+    barrier_wait(shared_address(&shared.work_full[place.stage]), place.parity);
+    return shared.work[place.stage];
+}
+
+/* This warp has read what the barrier stands for. */
+__device__ static inline void prompt_release(uint64_t &barrier)
+{
+    if (threadIdx.x % WARP == 0)
+        barrier_arrive(shared_address(&barrier));
+}
+
+/* Takes items until there are none, and copies their keys. The number of the next one is asked for
+ * one item early. */
+template <int C>
+__device__ static inline void prompt_copy_keys(prompt_shared<C> &shared,
                                           const struct attention_call &call,
                                           const struct prompt_maps &maps)
 {
@@ -218,8 +221,28 @@ __device__ static inline void prompt_copy(prompt_shared<C> &shared,
             return;
         if (lane == 0)
             ticket = atomicAdd(&call.work.ticket[0], 1);
-        copy_item<C>(shared, maps, call, tile_of(call, work.item, work.kv_head, PROMPT_ROWS), ring);
+        copy_item<C, false>(shared, maps, tile_of(call, work.item, work.kv_head, PROMPT_ROWS),
+                            boxes_of(call, work.item.sequence), ring);
         index = (int32_t)gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
+    }
+}
+
+/* Copies the values of the same items. */
+template <int C>
+__device__ static inline void prompt_copy_values(prompt_shared<C> &shared,
+                                                 const struct attention_call &call,
+                                                 const struct prompt_maps &maps)
+{
+    stage_ring<C> ring = {0, 0};
+    work_ring place = {0, 0};
+    bulk_see();
+    for (;; place.next()) {
+        struct prompt_work work = work_wait<C>(shared, place);
+        if (work.kv_head < 0)
+            return;
+        prompt_release(shared.work_empty[place.stage]);
+        copy_item<C, true>(shared, maps, tile_of(call, work.item, work.kv_head, PROMPT_ROWS),
+                           boxes_of(call, work.item.sequence), ring);
     }
 }
 
@@ -326,47 +349,52 @@ __device__ static inline void prompt_mask(prompt_state<C> &state, const struct p
         }
 }
 
-/* Scores become weights; maxima and sums go on. */
-template <int C>
-__device__ static inline void prompt_softmax(prompt_state<C> &state, float scale)
+/* The maxima go on. */
+template <int C> __device__ static inline void prompt_maxima(prompt_state<C> &state, float scale)
 {
+    float most[2];
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
-        float most = -CUDART_INF_F;
+        float part[PROMPT_PARTS];
 #pragma unroll
-        for (int32_t n = 0; n < PROMPT_SCORES; n++)
-            most = fmaxf(most, fmaxf(state.score[n][2 * i], state.score[n][2 * i + 1]));
-        advance(state.row[i], quad_max(most), scale);
+        for (int32_t k = 0; k < PROMPT_PARTS; k++)
+            part[k] = fmaxf(fmaxf(state.score[2 * k][2 * i], state.score[2 * k][2 * i + 1]),
+                            fmaxf(state.score[2 * k + 1][2 * i], state.score[2 * k + 1][2 * i + 1]));
+        most[i] = fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]));
+    }
+    static_assert(PROMPT_PARTS == 4, "all parts");
 #pragma unroll
-        for (int32_t k = 0; k < PROMPT_PARTS; k++) {
-            float p[4];
+    for (int32_t lane = 1; lane <= 2; lane *= 2)
 #pragma unroll
-            for (int32_t j = 0; j < 4; j++) {
-                float &own = state.score[2 * k + j / 2][2 * i + j % 2];
-                p[j] = own = weight_of(own, scale, state.row[i].base);
-            }
-            float sum = __fadd_rn(__fadd_rn(__fadd_rn(p[0], p[1]), p[2]), p[3]);
-            state.sum[i][k] = __fmaf_rn(state.sum[i][k], state.row[i].factor, sum);
-        }
+        for (int32_t i = 0; i < 2; i++)
+            most[i] = fmaxf(most[i], __shfl_xor_sync(0xffffffffu, most[i], lane));
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        advance(state.row[i], most[i], scale);
+#ifdef BENCH_FACTOR
+        asm volatile("" : "+f"(state.row[i].factor));
+#endif
     }
 }
 
-/* Weights become operands. */
-template <int C> __device__ static inline void prompt_pack(prompt_state<C> &state)
+/* Scores become weights, packed as operands; sums go on, and the values shrink to the new maxima:
+ * times 1 changes nothing. */
+template <int C> __device__ static inline void prompt_weigh(prompt_state<C> &state, float scale)
 {
 #pragma unroll
     for (int32_t k = 0; k < PROMPT_PARTS; k++)
 #pragma unroll
-        for (int32_t i = 0; i < 4; i++)
-            state.weight[k][i] = pack_half(state.score[2 * k + i / 2][i % 2 * 2],
-                                           state.score[2 * k + i / 2][i % 2 * 2 + 1]);
-}
-
-template <int C> __device__ static inline void prompt_shrink(prompt_state<C> &state)
-{
-    bool grown = state.row[0].factor != 1.0f || state.row[1].factor != 1.0f;
-    if (!__any_sync(0xffffffffu, grown)) /* times 1 changes nothing */
-        return;
+        for (int32_t i = 0; i < 2; i++) {
+            float p[4];
+#pragma unroll
+            for (int32_t j = 0; j < 4; j++)
+                p[j] = weight_of(state.score[2 * k + j / 2][2 * i + j % 2], scale,
+                                 state.row[i].base);
+            float sum = __fadd_rn(__fadd_rn(__fadd_rn(p[0], p[1]), p[2]), p[3]);
+            state.sum[i][k] = __fmaf_rn(state.sum[i][k], state.row[i].factor, sum);
+            state.weight[k][i] = pack_half(p[0], p[1]);
+            state.weight[k][i + 2] = pack_half(p[2], p[3]);
+        }
 #pragma unroll
     for (int32_t n = 0; n < C / 8; n++)
 #pragma unroll
@@ -384,8 +412,7 @@ template <int C> __device__ static inline void prompt_clear(prompt_state<C> &sta
     }
 }
 
-/* Ends a partial but for its values: its sums are folded into those before it, the next one begins.
- * `factor` is what its values are folded with. */
+/* Ends a partial but for its values, which are folded with `factor`; the next one begins. */
 template <int C>
 __device__ static inline void prompt_close(prompt_state<C> &state, float2 (&factor)[2])
 {
@@ -416,23 +443,17 @@ __device__ static inline float4 prompt_folded(const prompt_state<C> &state,
     return total;
 }
 
-/* The values of a partial that has ended. */
+/* Folds a partial into those before it. */
 template <int C>
-__device__ static inline void prompt_fold(prompt_state<C> &state, prompt_shared<C> &shared,
-                                          const float2 (&factor)[2])
+__device__ static inline void prompt_fold(prompt_state<C> &state, prompt_shared<C> &shared)
 {
+    float2 factor[2];
+    prompt_close<C>(state, factor);
 #pragma unroll
     for (int32_t n = 0; n < C / 8; n++)
         shared.total[n][threadIdx.x] = prompt_folded<C>(state, shared, n, factor);
     state.folded = true;
     state.begun = false;
-}
-
-/* This warp has read what the barrier stands for. */
-__device__ static inline void prompt_release(uint64_t &barrier)
-{
-    if (threadIdx.x % WARP == 0)
-        barrier_arrive(shared_address(&barrier));
 }
 
 /* The warpgroups take turns to start products. */
@@ -465,21 +486,29 @@ __device__ static inline void prompt_pass(prompt_shared<C> &shared, stage_ring<C
     }
 }
 
-/* Scores of the tile at `position` are there: mask and softmax. */
-template <int C>
-__device__ static inline void prompt_weights(prompt_state<C> &state,
-                                             const struct attention_call &call,
-                                             const struct prompt_view &view, int32_t position)
+/* Scores of the tile at `position` are there: cap, mask and maxima. */
+template <int C, bool CAPPED>
+__device__ static inline void prompt_look(prompt_state<C> &state,
+                                          const struct attention_call &call,
+                                          const struct prompt_view &view, int32_t position)
 {
-    if (call.args.softcap > 0.0f)
+    bool edge = position < view.all_low || position + KV_TILE - 1 > view.all_high;
+    if (CAPPED)
         prompt_cap<C>(state, call.args);
-    if (position < view.all_low || position + KV_TILE - 1 > view.all_high)
+    if (__builtin_expect(edge, 0))
         prompt_mask<C>(state, view, position + threadIdx.x % 4 * 2);
-    prompt_softmax<C>(state, call.scale);
+    prompt_maxima<C>(state, call.scale);
+}
+
+/* Waits for the values of the tile before. */
+template <int C> __device__ static inline void prompt_settle(prompt_state<C> &state)
+{
+    wgmma_wait_but<0>();
+    wgmma_hold<C / 8>(state.value);
 }
 
 /* Goes through `count` tiles from `position` on; the values of the last one are running then. */
-template <int C>
+template <int C, bool CAPPED>
 __device__ static inline void prompt_walk(prompt_state<C> &state, prompt_shared<C> &shared,
                                           const struct attention_call &call,
                                           const struct prompt_view &view, stage_ring<C> &ring,
@@ -492,16 +521,14 @@ __device__ static inline void prompt_walk(prompt_state<C> &state, prompt_shared<
     wgmma_wait_but<0>();
     wgmma_hold<PROMPT_SCORES>(state.score);
     prompt_release(shared.key_empty[ring.stage]);
-    prompt_weights<C>(state, call, view, position);
-    prompt_pack<C>(state);
+    prompt_look<C, CAPPED>(state, call, view, position);
+    prompt_weigh<C>(state, call.scale);
     int32_t partial_tokens = call.work.partial_tokens;
     int32_t border = (position / partial_tokens + 1) * partial_tokens;
     for (int32_t i = 1; i < count; i++) {
         stage_ring<C> before = ring;
-        float2 factor[2] = {};
         ring.next();
         position += KV_TILE;
-        bool closes = position == border;
         barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
         turn_take();
         prompt_scores<C>(state, shared.key[ring.stage]);
@@ -511,19 +538,15 @@ __device__ static inline void prompt_walk(prompt_state<C> &state, prompt_shared<
         wgmma_wait_but<1>();
         wgmma_hold<PROMPT_SCORES>(state.score);
         prompt_release(shared.key_empty[ring.stage]);
-        if (closes)
-            prompt_close<C>(state, factor);
-        prompt_weights<C>(state, call, view, position);
-        wgmma_wait_but<0>();
-        wgmma_hold<C / 8>(state.value);
-        prompt_release(shared.value_empty[before.stage]);
-        if (closes) {
-            prompt_fold<C>(state, shared, factor);
+        if (__builtin_expect(position == border, 0)) {
+            prompt_settle<C>(state);
+            prompt_fold<C>(state, shared);
             border += partial_tokens;
-        } else {
-            prompt_shrink<C>(state);
         }
-        prompt_pack<C>(state);
+        prompt_look<C, CAPPED>(state, call, view, position);
+        prompt_settle<C>(state);
+        prompt_release(shared.value_empty[before.stage]);
+        prompt_weigh<C>(state, call.scale);
     }
     barrier_wait(shared_address(&shared.value_full[ring.stage]), ring.parity);
     prompt_values<C>(state, shared.value[ring.stage]);
@@ -636,15 +659,6 @@ template <int C> __device__ static inline void query_pack(uint32_t (&query)[C / 
             query[k][i] = pack_query(query[k][i]);
 }
 
-/* The item at this place, once it is known. */
-template <int C>
-__device__ static inline struct prompt_work work_wait(prompt_shared<C> &shared,
-                                                      const work_ring &place)
-{
-    barrier_wait(shared_address(&shared.work_full[place.stage]), place.parity);
-    return shared.work[place.stage];
-}
-
 /* Asks for the queries of an item, if there is one. */
 template <int C>
 __device__ static inline void prompt_ask(prompt_state<C> &state, const struct attention_call &call,
@@ -656,7 +670,7 @@ __device__ static inline void prompt_ask(prompt_state<C> &state, const struct at
 }
 
 /* What a warpgroup does for an item; the queries of the next are asked for. */
-template <int C>
+template <int C, bool CAPPED>
 __device__ static inline void prompt_item(prompt_state<C> &state, prompt_shared<C> &shared,
                                           const struct attention_call &call,
                                           struct prompt_work &work, stage_ring<C> &ring,
@@ -678,7 +692,7 @@ __device__ static inline void prompt_item(prompt_state<C> &state, prompt_shared<
     prompt_release(shared.work_empty[place.stage]);
     place.next();
     if (own_end > own_first) {
-        prompt_walk<C>(state, shared, call, view, ring, own_first * KV_TILE, own_end - own_first);
+        prompt_walk<C, CAPPED>(state, shared, call, view, ring, own_first * KV_TILE, own_end - own_first);
         work = work_wait<C>(shared, place);
         prompt_ask<C>(state, call, work);
         wgmma_wait_but<0>();
@@ -694,7 +708,7 @@ __device__ static inline void prompt_item(prompt_state<C> &state, prompt_shared<
     query_pack<C>(state.query);
 }
 
-template <int C>
+template <int C, bool CAPPED>
 __device__ static inline void prompt_multiply(prompt_shared<C> &shared,
                                               const struct attention_call &call)
 {
@@ -719,7 +733,7 @@ __device__ static inline void prompt_multiply(prompt_shared<C> &shared,
     prompt_ask<C>(state, call, work);
     query_pack<C>(state.query);
     while (work.kv_head >= 0)
-        prompt_item<C>(state, shared, call, work, ring, place);
+        prompt_item<C, CAPPED>(state, shared, call, work, ring, place);
 }
 
 #endif
