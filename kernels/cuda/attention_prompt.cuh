@@ -500,55 +500,59 @@ __device__ static inline void prompt_look(prompt_state<C> &state,
     prompt_maxima<C>(state, call.scale);
 }
 
-/* Waits for the values of the tile before. */
-template <int C> __device__ static inline void prompt_settle(prompt_state<C> &state)
+/* Scores of the tile at `ring` are there: they become weights. What the next products need is waited
+ * for in between: it is there already, and to see that takes its time. */
+template <int C, bool CAPPED>
+__device__ static inline void
+prompt_softmax(prompt_state<C> &state, prompt_shared<C> &shared, const struct attention_call &call,
+               const struct prompt_view &view, const stage_ring<C> &ring, int32_t position, bool last)
 {
-    wgmma_wait_but<0>();
-    wgmma_hold<C / 8>(state.value);
+    stage_ring<C> next = ring;
+    prompt_release(shared.key_empty[ring.stage]);
+    prompt_look<C, CAPPED>(state, call, view, position);
+    next.next();
+    barrier_wait(shared_address(&shared.value_full[ring.stage]), ring.parity);
+    if (!last)
+        barrier_wait(shared_address(&shared.key_full[next.stage]), next.parity);
+    prompt_weigh<C>(state, call.scale);
 }
 
-/* Goes through `count` tiles from `position` on; the values of the last one are running then. */
+/* Goes through `count` tiles from `position` on; the values of the last one are running then. The
+ * values of a tile are started before the scores of the next, so that they are there first. */
 template <int C, bool CAPPED>
 __device__ static inline void prompt_walk(prompt_state<C> &state, prompt_shared<C> &shared,
                                           const struct attention_call &call,
                                           const struct prompt_view &view, stage_ring<C> &ring,
                                           int32_t position, int32_t count)
 {
+    int32_t partial_tokens = call.work.partial_tokens;
+    int32_t border = (position / partial_tokens + 1) * partial_tokens;
     barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
     turn_take();
     prompt_scores<C>(state, shared.key[ring.stage]);
     turn_give();
     wgmma_wait_but<0>();
     wgmma_hold<PROMPT_SCORES>(state.score);
-    prompt_release(shared.key_empty[ring.stage]);
-    prompt_look<C, CAPPED>(state, call, view, position);
-    prompt_weigh<C>(state, call.scale);
-    int32_t partial_tokens = call.work.partial_tokens;
-    int32_t border = (position / partial_tokens + 1) * partial_tokens;
+    prompt_softmax<C, CAPPED>(state, shared, call, view, ring, position, count == 1);
     for (int32_t i = 1; i < count; i++) {
-        stage_ring<C> before = ring;
+        int32_t before = ring.stage;
         ring.next();
         position += KV_TILE;
-        barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
         turn_take();
+        prompt_values<C>(state, shared.value[before]);
         prompt_scores<C>(state, shared.key[ring.stage]);
-        barrier_wait(shared_address(&shared.value_full[before.stage]), before.parity);
-        prompt_values<C>(state, shared.value[before.stage]);
         turn_give();
         wgmma_wait_but<1>();
-        wgmma_hold<PROMPT_SCORES>(state.score);
-        prompt_release(shared.key_empty[ring.stage]);
-        if (__builtin_expect(position == border, 0)) {
-            prompt_settle<C>(state);
+        wgmma_hold<C / 8>(state.value);
+        prompt_release(shared.value_empty[before]);
+        if (position == border) {
             prompt_fold<C>(state, shared);
             border += partial_tokens;
         }
-        prompt_look<C, CAPPED>(state, call, view, position);
-        prompt_settle<C>(state);
-        prompt_release(shared.value_empty[before.stage]);
-        prompt_weigh<C>(state, call.scale);
+        wgmma_wait_but<0>();
+        wgmma_hold<PROMPT_SCORES>(state.score);
+        prompt_softmax<C, CAPPED>(state, shared, call, view, ring, position, i + 1 == count);
     }
-    barrier_wait(shared_address(&shared.value_full[ring.stage]), ring.parity);
     prompt_values<C>(state, shared.value[ring.stage]);
 }
 
