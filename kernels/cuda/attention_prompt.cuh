@@ -287,11 +287,19 @@ __device__ static inline struct prompt_view prompt_view_of(const struct attentio
     return view;
 }
 
+/* The same, in a register that a warp has once: from there it goes into products at no cost. The
+ * upper half is the same for all operands. */
+__device__ static inline uint64_t uniform_operand(uint64_t operand)
+{
+    uint32_t low = __reduce_or_sync(0xffffffffu, (uint32_t)operand);
+    return (wgmma_operand(0, 0) & 0xffffffff00000000u) | low;
+}
+
 /* Starts the scores of a tile. */
 template <int C>
 __device__ static inline void prompt_scores(prompt_state<C> &state, const uint8_t *keys)
 {
-    uint64_t operand = wgmma_operand(shared_address(keys), 16);
+    uint64_t operand = uniform_operand(wgmma_operand(shared_address(keys), 16));
     wgmma_hold<PROMPT_SCORES>(state.score);
     wgmma_hold<C / 16>(state.query);
     wgmma_fence();
@@ -306,7 +314,8 @@ __device__ static inline void prompt_scores(prompt_state<C> &state, const uint8_
 template <int C>
 __device__ static inline void prompt_values(prompt_state<C> &state, const uint8_t *values)
 {
-    uint64_t operand = wgmma_operand(shared_address(values), tile_layout<C>::PIECE_BYTES);
+    uint64_t operand =
+        uniform_operand(wgmma_operand(shared_address(values), tile_layout<C>::PIECE_BYTES));
     wgmma_hold<C / 8>(state.value);
     wgmma_hold<PROMPT_PARTS>(state.weight);
     wgmma_fence();
