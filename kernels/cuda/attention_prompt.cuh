@@ -21,6 +21,7 @@ enum {
     PROMPT_WORKERS = PROMPT_GROUPS * PROMPT_GROUP,
     PROMPT_THREADS = PROMPT_WORKERS + PROMPT_GROUP,
     PROMPT_AHEAD = 2, /* items that are known before they are worked on */
+    PROMPT_NARROW_BYTES = 206 * 1024,
     COPY_REGISTERS = 56,
     WORK_REGISTERS = 224,
 };
@@ -50,9 +51,14 @@ struct prompt_work {
 
 template <int C> struct prompt_shared {
     static constexpr int32_t STAGES = C <= 64 ? 8 : C <= 128 ? 4 : 2;
-    alignas(1024) uint8_t key[STAGES][tile_layout<C>::BYTES];
-    uint8_t value[STAGES][tile_layout<C>::BYTES];
-    float4 total[C / 8][PROMPT_WORKERS]; /* of the partials before; a place a thread */
+    union {
+        struct {
+            alignas(1024) uint8_t key[STAGES][tile_layout<C>::BYTES];
+            uint8_t value[STAGES][tile_layout<C>::BYTES];
+            float4 total[C / 8][PROMPT_WORKERS]; /* of the partials before; a place a thread */
+        };
+        uint8_t narrow[PROMPT_NARROW_BYTES]; /* when there are no more prompts */
+    };
     struct prompt_work work[PROMPT_AHEAD];
     uint64_t key_full[STAGES], key_empty[STAGES], value_full[STAGES], value_empty[STAGES];
     uint64_t work_full[PROMPT_AHEAD], work_empty[PROMPT_AHEAD];
