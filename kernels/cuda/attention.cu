@@ -54,18 +54,24 @@ __device__ static void wide_work(tensor_shared<C> &shared, const struct attentio
     }
 }
 
+/* All CORE_THREADS of a block; a wide item's may be fewer, and wait at a barrier of their own. */
+__device__ static inline void core_sync(void)
+{
+    asm volatile("bar.sync 6, %0;" ::"n"((int)CORE_THREADS) : "memory");
+}
+
 /* The narrow items, and what the next launch finds. All of the CORE_THREADS that work. */
 template <int C>
 __device__ static inline void narrow_work(narrow_shared<C, narrow_shape<C>::STAGES> *shared,
                                           const struct attention_call &call)
 {
     int32_t group = threadIdx.x / NARROW_THREADS;
-    wide_sync<CORE_THREADS>();
+    core_sync();
     if (threadIdx.x < narrow_shape<C>::GROUPS * NARROW_THREADS)
         narrow_items<C, narrow_shape<C>::STAGES>(shared[group], call,
                                                  group * gridDim.x + blockIdx.x,
                                                  narrow_shape<C>::GROUPS * gridDim.x);
-    wide_sync<CORE_THREADS>();
+    core_sync();
     if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
         call.work.ticket[0] = 0;
         call.work.ticket[1] = 0;
@@ -87,7 +93,8 @@ __global__ void __launch_bounds__(CORE_THREADS, 1)
 
 /* ---- hopper ---- */
 
-static_assert((int)PROMPT_WORKERS == (int)CORE_THREADS, "prompts and narrow items, one after the other");
+static_assert((int)PROMPT_WORKERS == (int)CORE_THREADS,
+              "prompts and narrow items, one after the other");
 
 template <int C>
 __global__ void __launch_bounds__(PROMPT_THREADS, 1)
@@ -98,20 +105,21 @@ __global__ void __launch_bounds__(PROMPT_THREADS, 1)
     using narrow = narrow_shared<C, narrow_shape<C>::STAGES>;
     static_assert(sizeof(narrow[narrow_shape<C>::GROUPS]) <= PROMPT_NARROW_BYTES, "in its place");
     prompt_shared<C> &shared = *reinterpret_cast<prompt_shared<C> *>(memory);
+    bool prompts = call.work.plan->wide_count > 0;
     if (threadIdx.x == 0)
         prompt_open<C>(shared);
     __syncthreads();
     if (threadIdx.x >= PROMPT_WORKERS) {
         registers_give<COPY_REGISTERS>();
-        if (threadIdx.x < PROMPT_WORKERS + WARP)
+        if (prompts && threadIdx.x < PROMPT_WORKERS + WARP)
             prompt_copy_keys<C>(shared, call, maps);
-        else if (threadIdx.x < PROMPT_WORKERS + 2 * WARP)
+        else if (prompts && threadIdx.x < PROMPT_WORKERS + 2 * WARP)
             prompt_copy_values<C>(shared, call, maps);
     } else {
         registers_take<WORK_REGISTERS>();
-        if (call.args.softcap > 0.0f)
+        if (prompts && call.args.softcap > 0.0f)
             prompt_multiply<C, true>(shared, call);
-        else
+        else if (prompts)
             prompt_multiply<C, false>(shared, call);
         narrow_work<C>(reinterpret_cast<narrow *>(shared.narrow), call);
     }
@@ -236,8 +244,8 @@ static bool map_pages(struct device *device, CUtensorMap *map, const struct atte
     const cuuint64_t strides[] = {call.args.head_width * bytes, layer.row_stride * bytes,
                                   layer.value_offset * bytes, layer.block_stride * bytes};
     const cuuint32_t box[] = {64, 1, (cuuint32_t)rows, 1, 1}, steps[] = {1, 1, 1, 1, 1};
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, layer.key, sizes, strides, box,
-                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, layer.key, sizes, strides,
+                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return cuda_check(device, result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue,
                       __func__);
@@ -261,8 +269,7 @@ static void hopper_launch(struct device *device, const struct attention_call &wa
         device,
         cudaFuncSetAttribute(hopper_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         __func__);
-    hopper_kernel<C>
-        <<<device->core_count, PROMPT_THREADS, bytes, device->stream>>>(call, maps);
+    hopper_kernel<C><<<device->core_count, PROMPT_THREADS, bytes, device->stream>>>(call, maps);
 }
 
 static bool tensor_fits(const struct device *device, const struct attention_args *args,
@@ -297,11 +304,9 @@ static bool plain_fits(const struct device *device, const struct attention_args 
 static const struct attention_variant variants[] = {
     {"hopper 64", 64, hopper_fits, hopper_launch<64>},
     {"hopper 128", 128, hopper_fits, hopper_launch<128>},
-    {"tensor 64", 64, tensor_fits, tensor_launch<64>},
+    {"hopper 192", 192, hopper_fits, hopper_launch<192>},
     {"tensor 80", 80, tensor_fits, tensor_launch<80>},
     {"tensor 96", 96, tensor_fits, tensor_launch<96>},
-    {"tensor 128", 128, tensor_fits, tensor_launch<128>},
-    {"tensor 192", 192, tensor_fits, tensor_launch<192>},
     {"tensor 256", 256, tensor_fits, tensor_launch<256>},
     {"plain", 0, plain_fits, plain_launch},
 };

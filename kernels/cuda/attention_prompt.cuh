@@ -1,258 +1,16 @@
-/* A wide item on Hopper: 128 query rows, a warp that copies and two warpgroups that multiply.
+/* A wide item on Hopper: 128 query rows, two warpgroups that multiply what attention_pages.cuh
+ * brings.
  *
- * The copying warp takes items off the list and brings their keys and values, a box a page, into a
- * ring of stages, running ahead into the next item. Each warpgroup has 64 rows: it starts the
- * scores of a tile, then the values of the tile before, and works on the scores while the values
- * run. Positions go by in ascending order, 64 at a time; values of the partials before the current
- * one are in shared memory, a place a thread. attention.cuh tells what all this must keep.
+ * Each warpgroup has 64 rows. It starts the values of a tile and the scores of the next one, then
+ * turns these into weights while the other warpgroup's products run. Positions go by in ascending
+ * order, 64 at a time; values of the partials before the current one are in shared memory, a place
+ * a thread. attention.cuh tells what all this must keep.
  */
 #ifndef KERNELS_CUDA_ATTENTION_PROMPT_CUH
 #define KERNELS_CUDA_ATTENTION_PROMPT_CUH
 
-#include "kernels/cuda/attention_body.cuh"
-#include "kernels/cuda/bulk.cuh"
+#include "kernels/cuda/attention_pages.cuh"
 #include "kernels/cuda/wgmma.cuh"
-
-enum {
-    PROMPT_GROUP = 128, /* threads of a warpgroup */
-    PROMPT_GROUP_ROWS = 64,
-    PROMPT_GROUPS = 2,
-    PROMPT_ROWS = PROMPT_GROUPS * PROMPT_GROUP_ROWS,
-    PROMPT_WORKERS = PROMPT_GROUPS * PROMPT_GROUP,
-    PROMPT_THREADS = PROMPT_WORKERS + PROMPT_GROUP,
-    PROMPT_AHEAD = 2, /* items that are known before they are worked on */
-    PROMPT_NARROW_BYTES = 206 * 1024,
-    COPY_REGISTERS = 56,
-    WORK_REGISTERS = 224,
-};
-
-/* How pages come in: boxes of 64 columns and a page's positions (64 of a larger page's), or one
- * position, of [block, key or value, position, kv head, column]. */
-struct prompt_maps {
-    CUtensorMap page, row;
-};
-
-/* Where a step of a ring is: stage, and the parity of its use. */
-template <int COUNT> struct prompt_ring {
-    int32_t stage, parity;
-    __device__ inline void next(void)
-    {
-        if (++stage == COUNT) {
-            stage = 0;
-            parity ^= 1;
-        }
-    }
-};
-
-struct prompt_work {
-    struct attention_item item;
-    int32_t kv_head; /* -1: no more items */
-};
-
-template <int C> struct prompt_shared {
-    static constexpr int32_t STAGES = C <= 64 ? 8 : C <= 128 ? 4 : 2;
-    union {
-        struct {
-            alignas(1024) uint8_t key[STAGES][tile_layout<C>::BYTES];
-            uint8_t value[STAGES][tile_layout<C>::BYTES];
-            float4 total[C / 8][PROMPT_WORKERS]; /* of the partials before; a place a thread */
-        };
-        uint8_t narrow[PROMPT_NARROW_BYTES]; /* when there are no more prompts */
-    };
-    struct prompt_work work[PROMPT_AHEAD];
-    uint64_t key_full[STAGES], key_empty[STAGES], value_full[STAGES], value_empty[STAGES];
-    uint64_t work_full[PROMPT_AHEAD], work_empty[PROMPT_AHEAD];
-};
-
-template <int C> using stage_ring = prompt_ring<prompt_shared<C>::STAGES>;
-using work_ring = prompt_ring<PROMPT_AHEAD>;
-
-/* One thread, before all others wait for it. */
-template <int C> __device__ static inline void prompt_open(prompt_shared<C> &shared)
-{
-    for (int32_t i = 0; i < prompt_shared<C>::STAGES; i++) {
-        barrier_make(shared_address(&shared.key_full[i]), 1);
-        barrier_make(shared_address(&shared.value_full[i]), 1);
-        barrier_make(shared_address(&shared.key_empty[i]), PROMPT_WORKERS / WARP);
-        barrier_make(shared_address(&shared.value_empty[i]), PROMPT_WORKERS / WARP);
-    }
-    for (int32_t i = 0; i < PROMPT_AHEAD; i++) {
-        barrier_make(shared_address(&shared.work_full[i]), 1);
-        barrier_make(shared_address(&shared.work_empty[i]), PROMPT_WORKERS / WARP + 1);
-    }
-    barrier_show();
-}
-
-/* ---- the copying warps: one has the keys, one the values ---- */
-
-/* How a sequence lies in boxes. */
-struct boxes {
-    int32_t rows, count; /* of a box; boxes of 64 columns that are a tile */
-    int32_t shift;       /* log2 of a block's positions */
-    const int32_t *table;
-};
-
-/* The block of a box; what lies outside the pool comes as zeros. */
-__device__ static inline int32_t box_block(const struct attention_tile &tile,
-                                           const struct boxes &boxes, int32_t box)
-{
-    int32_t position = box * boxes.rows;
-    bool seen = position < tile.end && position + boxes.rows > tile.begin;
-    return seen ? boxes.table[position >> boxes.shift] : -1;
-}
-
-/* Values that no row sees must be zeros: they are multiplied by a weight of 0. Of a box that is
- * seen in part, each position is a box of its own. */
-template <int C>
-__device__ static inline void copy_cut(const CUtensorMap *map, const struct attention_tile &tile,
-                                       const struct boxes &boxes, int32_t position, int32_t block,
-                                       uint32_t target, uint32_t barrier)
-{
-    int32_t mask = (1 << boxes.shift) - 1;
-    __syncwarp(); /* what the barrier expects is told */
-    for (int32_t i = threadIdx.x % WARP; i < boxes.rows * (C / 64); i += WARP) {
-        int32_t piece = i % (C / 64), row = i / (C / 64), own = position + row;
-        bool seen = own >= tile.begin && own < tile.end;
-        bulk_load(target + piece * tile_layout<C>::PIECE_BYTES + row * 128, map,
-                  {piece * 64, tile.kv_head, own & mask, 1, seen ? block : -1}, barrier);
-    }
-}
-
-/* An item's keys, or values. Ids of blocks come 32 at a time, a lane each, and one time ahead. */
-template <int C, bool VALUES>
-__device__ static inline void copy_item(prompt_shared<C> &shared, const struct prompt_maps &maps,
-                                        const struct attention_tile &tile,
-                                        const struct boxes &boxes, stage_ring<C> &ring)
-{
-    int32_t lane = threadIdx.x % WARP, mask = (1 << boxes.shift) - 1;
-    int32_t box = tile.begin / KV_TILE * boxes.count, end = (tile.end - 1) / KV_TILE + 1;
-    int32_t ids = box_block(tile, boxes, box + lane), used = 0;
-    int32_t coming = box_block(tile, boxes, box + WARP + lane);
-    for (end *= boxes.count; box < end; ring.next()) {
-        int32_t stage = ring.stage;
-        uint32_t barrier = shared_address(VALUES ? &shared.value_full[stage]
-                                                 : &shared.key_full[stage]);
-        uint32_t target = shared_address(VALUES ? shared.value[stage] : shared.key[stage]);
-        barrier_wait(shared_address(VALUES ? &shared.value_empty[stage] : &shared.key_empty[stage]),
-                     ring.parity ^ 1);
-        if (lane == 0)
-            barrier_expect(barrier, tile_layout<C>::BYTES);
-        for (int32_t slot = 0; slot < boxes.count; slot++, box++, used++) {
-            int32_t position = box * boxes.rows, past = position + boxes.rows;
-            if (used == WARP) {
-                used = 0;
-                ids = coming;
-                coming = box_block(tile, boxes, box + WARP + lane);
-            }
-            int32_t block = __shfl_sync(0xffffffffu, ids, used);
-            if (VALUES && block >= 0 && (position < tile.begin || past > tile.end))
-                copy_cut<C>(&maps.row, tile, boxes, position, block, target, barrier);
-            else if (lane == 0)
-#pragma unroll
-                for (int32_t piece = 0; piece < C / 64; piece++)
-                    bulk_load(target + piece * tile_layout<C>::PIECE_BYTES, &maps.page,
-                              {piece * 64, tile.kv_head, position & mask, VALUES ? 1 : 0, block},
-                              barrier);
-            target += boxes.rows * 128;
-        }
-    }
-}
-
-__device__ static inline struct boxes boxes_of(const struct attention_call &call, int32_t sequence)
-{
-    int32_t tokens = call.layer.block_tokens;
-    struct boxes boxes;
-    boxes.rows = min(tokens, (int32_t)KV_TILE);
-    boxes.count = KV_TILE / boxes.rows;
-    boxes.shift = __ffs(tokens) - 1;
-    boxes.table = call.layer.table + sequence * call.layer.table_stride;
-    return boxes;
-}
-
-/* Item `index` of the list: the longest of all heads first. */
-__device__ static inline struct prompt_work work_at(const struct attention_call &call,
-                                                    int32_t index)
-{
-    int32_t heads = call.args.kv_head_count;
-    struct prompt_work work = {{}, -1};
-    if (index >= call.work.plan->wide_count * heads)
-        return work;
-#ifdef BENCH_HEADS
-    int32_t many = heads < BENCH_HEADS ? heads : BENCH_HEADS, band = call.work.plan->wide_count * many;
-    work.item = call.work.wide[index % band / many];
-    work.kv_head = index / band * many + index % many;
-#else
-    work.item = call.work.wide[index / heads];
-    work.kv_head = index % heads;
-#endif
-    return work;
-}
-
-/* The item at this place, once it is known. */
-template <int C>
-__device__ static inline struct prompt_work work_wait(prompt_shared<C> &shared,
-                                                      const work_ring &place)
-{
-    barrier_wait(shared_address(&shared.work_full[place.stage]), place.parity);
-    return shared.work[place.stage];
-}
-
-/* This warp has read what the barrier stands for. */
-__device__ static inline void prompt_release(uint64_t &barrier)
-{
-    if (threadIdx.x % WARP == 0)
-        barrier_arrive(shared_address(&barrier));
-}
-
-/* Takes items until there are none, and copies their keys. The number of the next one is asked for
- * one item early. */
-template <int C>
-__device__ static inline void prompt_copy_keys(prompt_shared<C> &shared,
-                                          const struct attention_call &call,
-                                          const struct prompt_maps &maps)
-{
-    int32_t lane = threadIdx.x % WARP, index = blockIdx.x;
-    stage_ring<C> ring = {0, 0};
-    work_ring place = {0, 0};
-    bulk_see();
-    for (;; place.next()) {
-        int32_t ticket = 0;
-        struct prompt_work work = work_at(call, index);
-        barrier_wait(shared_address(&shared.work_empty[place.stage]), place.parity ^ 1);
-        if (lane == 0) {
-            shared.work[place.stage] = work;
-            barrier_arrive(shared_address(&shared.work_full[place.stage]));
-        }
-        if (work.kv_head < 0)
-            return;
-        if (lane == 0)
-            ticket = atomicAdd(&call.work.ticket[0], 1);
-        copy_item<C, false>(shared, maps, tile_of(call, work.item, work.kv_head, PROMPT_ROWS),
-                            boxes_of(call, work.item.sequence), ring);
-        index = (int32_t)gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
-    }
-}
-
-/* Copies the values of the same items. */
-template <int C>
-__device__ static inline void prompt_copy_values(prompt_shared<C> &shared,
-                                                 const struct attention_call &call,
-                                                 const struct prompt_maps &maps)
-{
-    stage_ring<C> ring = {0, 0};
-    work_ring place = {0, 0};
-    bulk_see();
-    for (;; place.next()) {
-        struct prompt_work work = work_wait<C>(shared, place);
-        if (work.kv_head < 0)
-            return;
-        prompt_release(shared.work_empty[place.stage]);
-        copy_item<C, true>(shared, maps, tile_of(call, work.item, work.kv_head, PROMPT_ROWS),
-                           boxes_of(call, work.item.sequence), ring);
-    }
-}
-
-/* ---- the warpgroups ---- */
 
 enum { PROMPT_PARTS = KV_TILE / 16, PROMPT_SCORES = KV_TILE / 8 };
 
@@ -270,8 +28,8 @@ template <int C> struct prompt_state {
 
 /* Positions that the rows of a warpgroup see. */
 struct prompt_view {
-    int32_t low, high;         /* seen by one row at least */
-    int32_t all_low, all_high; /* seen by every row */
+    int32_t low, high;               /* seen by one row at least */
+    int32_t all_low, all_high;       /* seen by every row */
     int32_t row_low[2], row_high[2]; /* by this thread's */
 };
 
@@ -373,8 +131,9 @@ template <int C> __device__ static inline void prompt_maxima(prompt_state<C> &st
         float part[PROMPT_PARTS];
 #pragma unroll
         for (int32_t k = 0; k < PROMPT_PARTS; k++)
-            part[k] = fmaxf(fmaxf(state.score[2 * k][2 * i], state.score[2 * k][2 * i + 1]),
-                            fmaxf(state.score[2 * k + 1][2 * i], state.score[2 * k + 1][2 * i + 1]));
+            part[k] =
+                fmaxf(fmaxf(state.score[2 * k][2 * i], state.score[2 * k][2 * i + 1]),
+                      fmaxf(state.score[2 * k + 1][2 * i], state.score[2 * k + 1][2 * i + 1]));
         most[i] = fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]));
     }
     static_assert(PROMPT_PARTS == 4, "all parts");
@@ -384,12 +143,8 @@ template <int C> __device__ static inline void prompt_maxima(prompt_state<C> &st
         for (int32_t i = 0; i < 2; i++)
             most[i] = fmaxf(most[i], __shfl_xor_sync(0xffffffffu, most[i], lane));
 #pragma unroll
-    for (int32_t i = 0; i < 2; i++) {
+    for (int32_t i = 0; i < 2; i++)
         advance(state.row[i], most[i], scale);
-#ifdef BENCH_FACTOR
-        asm volatile("" : "+f"(state.row[i].factor));
-#endif
-    }
 }
 
 /* Scores become weights, packed as operands; sums go on, and the values shrink to the new maxima:
@@ -403,8 +158,8 @@ template <int C> __device__ static inline void prompt_weigh(prompt_state<C> &sta
             float p[4];
 #pragma unroll
             for (int32_t j = 0; j < 4; j++)
-                p[j] = weight_of(state.score[2 * k + j / 2][2 * i + j % 2], scale,
-                                 state.row[i].base);
+                p[j] =
+                    weight_of(state.score[2 * k + j / 2][2 * i + j % 2], scale, state.row[i].base);
             float sum = __fadd_rn(__fadd_rn(__fadd_rn(p[0], p[1]), p[2]), p[3]);
             state.sum[i][k] = __fmaf_rn(state.sum[i][k], state.row[i].factor, sum);
             state.weight[k][i] = pack_half(p[0], p[1]);
@@ -471,19 +226,19 @@ __device__ static inline void prompt_fold(prompt_state<C> &state, prompt_shared<
     state.begun = false;
 }
 
-/* The warpgroups take turns to start products. */
+/* The warpgroups take turns to start products, so that the one's softmax falls into the other's
+ * products: a turn each for every tile of an item. Barriers 4 and 5. */
 __device__ static inline void turn_take(void)
 {
-#ifdef BENCH_TURNS
-    asm volatile("bar.sync %0, 256;" ::"r"(4 + threadIdx.x / PROMPT_GROUP) : "memory");
-#endif
+    asm volatile("bar.sync %0, %1;" ::"r"(4 + threadIdx.x / PROMPT_GROUP), "n"((int)PROMPT_WORKERS)
+                 : "memory");
 }
 
 __device__ static inline void turn_give(void)
 {
-#ifdef BENCH_TURNS
-    asm volatile("bar.arrive %0, 256;" ::"r"(5 - threadIdx.x / PROMPT_GROUP) : "memory");
-#endif
+    asm volatile("bar.arrive %0, %1;" ::"r"(5 - threadIdx.x / PROMPT_GROUP),
+                 "n"((int)PROMPT_WORKERS)
+                 : "memory");
 }
 
 /* Tiles of the item that this warpgroup sees nothing of. */
@@ -503,8 +258,7 @@ __device__ static inline void prompt_pass(prompt_shared<C> &shared, stage_ring<C
 
 /* Scores of the tile at `position` are there: cap, mask and maxima. */
 template <int C, bool CAPPED>
-__device__ static inline void prompt_look(prompt_state<C> &state,
-                                          const struct attention_call &call,
+__device__ static inline void prompt_look(prompt_state<C> &state, const struct attention_call &call,
                                           const struct prompt_view &view, int32_t position)
 {
     bool edge = position < view.all_low || position + KV_TILE - 1 > view.all_high;
@@ -515,12 +269,13 @@ __device__ static inline void prompt_look(prompt_state<C> &state,
     prompt_maxima<C>(state, call.scale);
 }
 
-/* Scores of the tile at `ring` are there: they become weights. What the next products need is waited
- * for in between: it is there already, and to see that takes its time. */
+/* Scores of the tile at `ring` are there: they become weights. What the next products need is
+ * waited for in between: it is there already, and to see that takes its time. */
 template <int C, bool CAPPED>
-__device__ static inline void
-prompt_softmax(prompt_state<C> &state, prompt_shared<C> &shared, const struct attention_call &call,
-               const struct prompt_view &view, const stage_ring<C> &ring, int32_t position, bool last)
+__device__ static inline void prompt_softmax(prompt_state<C> &state, prompt_shared<C> &shared,
+                                             const struct attention_call &call,
+                                             const struct prompt_view &view,
+                                             const stage_ring<C> &ring, int32_t position, bool last)
 {
     stage_ring<C> next = ring;
     prompt_release(shared.key_empty[ring.stage]);
@@ -535,10 +290,9 @@ prompt_softmax(prompt_state<C> &state, prompt_shared<C> &shared, const struct at
 /* Goes through `count` tiles from `position` on; the values of the last one are running then. The
  * values of a tile are started before the scores of the next, so that they are there first. */
 template <int C, bool CAPPED>
-__device__ static inline void prompt_walk(prompt_state<C> &state, prompt_shared<C> &shared,
-                                          const struct attention_call &call,
-                                          const struct prompt_view &view, stage_ring<C> &ring,
-                                          int32_t position, int32_t count)
+__device__ static inline void
+prompt_walk(prompt_state<C> &state, prompt_shared<C> &shared, const struct attention_call &call,
+            const struct prompt_view &view, stage_ring<C> &ring, int32_t position, int32_t count)
 {
     int32_t partial_tokens = call.work.partial_tokens;
     int32_t border = (position / partial_tokens + 1) * partial_tokens;
@@ -577,7 +331,7 @@ struct divisor {
 };
 
 /* Rounds as `quotient` does: the first correction leaves less than a unit in the last place, the
- * second none. Where the remainders cannot underflow, see DIVIDED_LEAST. */
+ * second none. For values whose remainders cannot underflow. */
 __device__ static inline float divided(float value, const struct divisor &by)
 {
     float quotient = __fmul_rn(value, by.inverse);
@@ -585,8 +339,6 @@ __device__ static inline float divided(float value, const struct divisor &by)
     quotient = __fmaf_rn(__fmaf_rn(-quotient, by.sum, value), by.inverse, quotient);
     return __fadd_rn(quotient, 0.0f);
 }
-
-#define DIVIDED_LEAST 0x1p-100f
 
 /* Values to memory. */
 template <int C, bool SMALL>
@@ -602,9 +354,9 @@ __device__ static inline void prompt_put(const prompt_state<C> &state,
         for (int32_t n = 0; n < C / 8; n++) {
             float first = state.value[n][2 * i], second = state.value[n][2 * i + 1];
             *(uint32_t *)(row[i].out + n * 8 + threadIdx.x % 4 * 2) =
-                SMALL ? pack_bf16(quotient(first, 1.0f, by[i].sum),
-                                  quotient(second, 1.0f, by[i].sum))
-                      : pack_bf16(divided(first, by[i]), divided(second, by[i]));
+                SMALL
+                    ? pack_bf16(quotient(first, 1.0f, by[i].sum), quotient(second, 1.0f, by[i].sum))
+                    : pack_bf16(divided(first, by[i]), divided(second, by[i]));
         }
     }
 }
@@ -636,10 +388,7 @@ __device__ static inline void prompt_finish(prompt_state<C> &state, prompt_share
             least = fminf(least, fabsf(state.value[n][i]));
         }
     }
-#ifdef BENCH_SLOWQ
-    least = 0;
-#endif
-    if (least < DIVIDED_LEAST)
+    if (least < 0x1p-100f)
         prompt_put<C, true>(state, by, row);
     else
         prompt_put<C, false>(state, by, row);
@@ -690,10 +439,9 @@ __device__ static inline void prompt_ask(prompt_state<C> &state, const struct at
 
 /* What a warpgroup does for an item; the queries of the next are asked for. */
 template <int C, bool CAPPED>
-__device__ static inline void prompt_item(prompt_state<C> &state, prompt_shared<C> &shared,
-                                          const struct attention_call &call,
-                                          struct prompt_work &work, stage_ring<C> &ring,
-                                          work_ring &place)
+__device__ static inline void
+prompt_item(prompt_state<C> &state, prompt_shared<C> &shared, const struct attention_call &call,
+            struct prompt_work &work, stage_ring<C> &ring, work_ring &place)
 {
     struct attention_tile tile = tile_of(call, work.item, work.kv_head, PROMPT_ROWS);
     struct query_row row[2];
@@ -711,7 +459,8 @@ __device__ static inline void prompt_item(prompt_state<C> &state, prompt_shared<
     prompt_release(shared.work_empty[place.stage]);
     place.next();
     if (own_end > own_first) {
-        prompt_walk<C, CAPPED>(state, shared, call, view, ring, own_first * KV_TILE, own_end - own_first);
+        prompt_walk<C, CAPPED>(state, shared, call, view, ring, own_first * KV_TILE,
+                               own_end - own_first);
         work = work_wait<C>(shared, place);
         prompt_ask<C>(state, call, work);
         wgmma_wait_but<0>();
@@ -744,10 +493,8 @@ __device__ static inline void prompt_multiply(prompt_shared<C> &shared,
 #pragma unroll
         for (int32_t i = 0; i < 4; i++)
             state.score[n][i] = 0.0f;
-#ifdef BENCH_TURNS
-    if (threadIdx.x / PROMPT_GROUP == 1)
+    if (threadIdx.x / PROMPT_GROUP == 1) /* the first turn is the other's */
         turn_give();
-#endif
     struct prompt_work work = work_wait<C>(shared, place);
     prompt_ask<C>(state, call, work);
     query_pack<C>(state.query);
