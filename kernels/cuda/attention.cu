@@ -1,20 +1,18 @@
 /* attention: out[t, h] = sum over p of softmax(cap(scale * q . k[p])) * v[p], p from the window's
  * first position to the token's own, all read from the cache.
  *
- * Three variants. `tensor`: a persistent kernel that takes items off the step's work list, first
+ * Two variants. `tensor`: a persistent kernel that takes items off the step's work list, first
  * the wide tiles (prompts), with all warps on one item, then the narrow ones (decode), with four
  * warps on an item; attention.cuh tells what they share and why bits do not depend on the list.
- * `hopper`: the same with wide tiles by bulk copies and wgmma. `plain`: for the other head widths,
- * and the simplest statement of what is computed. Which of them runs depends on the model's shape
- * and the GPU alone, never on the step.
+ * On Hopper, prompts of most widths go to a kernel of their own before it (attention_prompt.cu).
+ * `plain`: for the other head widths, and the simplest statement of what is computed. Which of
+ * them runs depends on the model's shape and the GPU alone, never on the step.
  */
 #include "kernels/cuda/attention_narrow.cuh"
-#include "kernels/cuda/attention_prompt.cuh"
 #include "kernels/cuda/attention_wide.cuh"
 #include "kernels/cuda/reduce.cuh"
 
 #include <assert.h>
-#include <cudaTypedefs.h>
 
 /* ---- tensor ---- */
 
@@ -54,74 +52,26 @@ __device__ static void wide_work(tensor_shared<C> &shared, const struct attentio
     }
 }
 
-/* All CORE_THREADS of a block; a wide item's may be fewer, and wait at a barrier of their own. */
-__device__ static inline void core_sync(void)
-{
-    asm volatile("bar.sync 6, %0;" ::"n"((int)CORE_THREADS) : "memory");
-}
-
-/* The narrow items, and what the next launch finds. All of the CORE_THREADS that work. */
-template <int C>
-__device__ static inline void narrow_work(narrow_shared<C, narrow_shape<C>::STAGES> *shared,
-                                          const struct attention_call &call)
-{
-    int32_t group = threadIdx.x / NARROW_THREADS;
-    core_sync();
-    if (threadIdx.x < narrow_shape<C>::GROUPS * NARROW_THREADS)
-        narrow_items<C, narrow_shape<C>::STAGES>(shared[group], call,
-                                                 group * gridDim.x + blockIdx.x,
-                                                 narrow_shape<C>::GROUPS * gridDim.x);
-    core_sync();
-    if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
-        call.work.ticket[0] = 0;
-        call.work.ticket[1] = 0;
-        call.work.ticket[2] = 0;
-    }
-}
-
 template <int C>
 __global__ void __launch_bounds__(CORE_THREADS, 1)
-    tensor_kernel(const __grid_constant__ struct attention_call call)
+    tensor_kernel(const __grid_constant__ struct attention_call call, bool prompts)
 {
+    int32_t group = threadIdx.x / NARROW_THREADS;
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ int32_t next;
     tensor_shared<C> &shared = *reinterpret_cast<tensor_shared<C> *>(memory);
-    if (threadIdx.x < wide_shape<C>::THREADS)
+    if (prompts && threadIdx.x < wide_shape<C>::THREADS)
         wide_work<C>(shared, call, &next);
-    narrow_work<C>(shared.narrow, call);
-}
-
-/* ---- hopper ---- */
-
-static_assert((int)PROMPT_WORKERS == (int)CORE_THREADS,
-              "prompts and narrow items, one after the other");
-
-template <int C>
-__global__ void __launch_bounds__(PROMPT_THREADS, 1)
-    hopper_kernel(const __grid_constant__ struct attention_call call,
-                  const __grid_constant__ struct prompt_maps maps)
-{
-    extern __shared__ __align__(1024) uint8_t memory[];
-    using narrow = narrow_shared<C, narrow_shape<C>::STAGES>;
-    static_assert(sizeof(narrow[narrow_shape<C>::GROUPS]) <= PROMPT_NARROW_BYTES, "in its place");
-    prompt_shared<C> &shared = *reinterpret_cast<prompt_shared<C> *>(memory);
-    bool prompts = call.work.plan->wide_count > 0;
-    if (threadIdx.x == 0)
-        prompt_open<C>(shared);
     __syncthreads();
-    if (threadIdx.x >= PROMPT_WORKERS) {
-        registers_give<COPY_REGISTERS>();
-        if (prompts && threadIdx.x < PROMPT_WORKERS + WARP)
-            prompt_copy_keys<C>(shared, call, maps);
-        else if (prompts && threadIdx.x < PROMPT_WORKERS + 2 * WARP)
-            prompt_copy_values<C>(shared, call, maps);
-    } else {
-        registers_take<WORK_REGISTERS>();
-        if (prompts && call.args.softcap > 0.0f)
-            prompt_multiply<C, true>(shared, call);
-        else if (prompts)
-            prompt_multiply<C, false>(shared, call);
-        narrow_work<C>(reinterpret_cast<narrow *>(shared.narrow), call);
+    if (threadIdx.x < narrow_shape<C>::GROUPS * NARROW_THREADS)
+        narrow_items<C, narrow_shape<C>::STAGES>(shared.narrow[group], call,
+                                                 group * gridDim.x + blockIdx.x,
+                                                 narrow_shape<C>::GROUPS * gridDim.x);
+    __syncthreads();
+    if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
+        call.work.ticket[0] = 0; /* for the next launch */
+        call.work.ticket[1] = 0;
+        call.work.ticket[2] = 0;
     }
 }
 
@@ -224,52 +174,17 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
     int32_t bytes = (int32_t)sizeof(tensor_shared<C>);
     static_assert(sizeof(tensor_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");
     struct attention_key key = {call.group, call.args.window, wide_shape<C>::ROWS};
+    bool apart = cuda_attention_prompt_fits(device, C);
+    if (apart)
+        key.wide_rows = PROMPT_ROWS;
     call.work = cuda_attention_work(device, key);
+    if (apart)
+        cuda_attention_prompt(device, call);
     (void)cuda_check(
         device,
         cudaFuncSetAttribute(tensor_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         __func__);
-    tensor_kernel<C><<<device->core_count, CORE_THREADS, bytes, device->stream>>>(call);
-}
-
-static bool map_pages(struct device *device, CUtensorMap *map, const struct attention_call &call,
-                      int32_t rows)
-{
-    auto encode = (PFN_cuTensorMapEncodeTiled_v12000)device->encode;
-    const struct kv_layer &layer = call.layer;
-    const uint64_t bytes = sizeof(*layer.key);
-    const cuuint64_t sizes[] = {(cuuint64_t)call.args.head_width,
-                                (cuuint64_t)call.args.kv_head_count, (cuuint64_t)layer.block_tokens,
-                                2, (cuuint64_t)device->kv_shape.block_count};
-    const cuuint64_t strides[] = {call.args.head_width * bytes, layer.row_stride * bytes,
-                                  layer.value_offset * bytes, layer.block_stride * bytes};
-    const cuuint32_t box[] = {64, 1, (cuuint32_t)rows, 1, 1}, steps[] = {1, 1, 1, 1, 1};
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, layer.key, sizes, strides,
-                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-    return cuda_check(device, result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue,
-                      __func__);
-}
-
-template <int C>
-static void hopper_launch(struct device *device, const struct attention_call &wanted, int32_t T)
-{
-    (void)T;
-    struct attention_call call = wanted;
-    struct prompt_maps maps;
-    int32_t bytes = (int32_t)sizeof(prompt_shared<C>);
-    static_assert(sizeof(prompt_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");
-    struct attention_key key = {call.group, call.args.window, PROMPT_ROWS};
-    int32_t tokens = call.layer.block_tokens;
-    if (!map_pages(device, &maps.page, call, tokens < KV_TILE ? tokens : (int32_t)KV_TILE) ||
-        !map_pages(device, &maps.row, call, 1))
-        return;
-    call.work = cuda_attention_work(device, key);
-    (void)cuda_check(
-        device,
-        cudaFuncSetAttribute(hopper_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-        __func__);
-    hopper_kernel<C><<<device->core_count, PROMPT_THREADS, bytes, device->stream>>>(call, maps);
+    tensor_kernel<C><<<device->core_count, CORE_THREADS, bytes, device->stream>>>(call, !apart);
 }
 
 static bool tensor_fits(const struct device *device, const struct attention_args *args,
@@ -278,12 +193,6 @@ static bool tensor_fits(const struct device *device, const struct attention_args
     return args->head_width == variant->head_width && args->scale > 0.0f &&
            args->head_count / args->kv_head_count <= GROUP_MAX &&
            device->shared_bytes >= SHARED_BYTES_MAX;
-}
-
-static bool hopper_fits(const struct device *device, const struct attention_args *args,
-                        const struct attention_variant *variant)
-{
-    return tensor_fits(device, args, variant) && device->hopper && device->encode != NULL;
 }
 
 static void plain_launch(struct device *device, const struct attention_call &call, int32_t T)
@@ -302,11 +211,11 @@ static bool plain_fits(const struct device *device, const struct attention_args 
 
 /* The first that fits. */
 static const struct attention_variant variants[] = {
-    {"hopper 64", 64, hopper_fits, hopper_launch<64>},
-    {"hopper 128", 128, hopper_fits, hopper_launch<128>},
-    {"hopper 192", 192, hopper_fits, hopper_launch<192>},
+    {"tensor 64", 64, tensor_fits, tensor_launch<64>},
     {"tensor 80", 80, tensor_fits, tensor_launch<80>},
     {"tensor 96", 96, tensor_fits, tensor_launch<96>},
+    {"tensor 128", 128, tensor_fits, tensor_launch<128>},
+    {"tensor 192", 192, tensor_fits, tensor_launch<192>},
     {"tensor 256", 256, tensor_fits, tensor_launch<256>},
     {"plain", 0, plain_fits, plain_launch},
 };

@@ -1,4 +1,4 @@
-/* A wide item on Hopper: 128 query rows, two warpgroups that multiply what attention_pages.cuh
+/* A wide item on Hopper: 128 query rows, two warpgroups that multiply what attention_feed.cuh
  * brings.
  *
  * Each warpgroup has 64 rows. It starts the values of a tile and the scores of the next one, then
@@ -9,7 +9,7 @@
 #ifndef KERNELS_CUDA_ATTENTION_PROMPT_CUH
 #define KERNELS_CUDA_ATTENTION_PROMPT_CUH
 
-#include "kernels/cuda/attention_pages.cuh"
+#include "kernels/cuda/attention_feed.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
 enum { PROMPT_PARTS = KV_TILE / 16, PROMPT_SCORES = KV_TILE / 8 };
@@ -500,6 +500,16 @@ __device__ static inline void prompt_multiply(prompt_shared<C> &shared,
     query_pack<C>(state.query);
     while (work.kv_head >= 0)
         prompt_item<C, CAPPED>(state, shared, call, work, ring, place);
+}
+
+/* What the next launch finds. All workers; the copying warps have taken their last number. */
+__device__ static inline void prompt_shut(const struct attention_call &call)
+{
+    asm volatile("bar.sync 3, %0;" ::"n"((int)PROMPT_WORKERS) : "memory");
+    if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
+        call.work.ticket[0] = 0;
+        call.work.ticket[2] = 0;
+    }
 }
 
 #endif

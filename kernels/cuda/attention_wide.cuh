@@ -1,5 +1,5 @@
-/* A wide item of the widths that attention_prompt.cuh has not: 16 query rows a warp, four or eight
- * warps on the same keys and values, all partials.
+/* A wide item where attention_prompt.cu does not fit: 16 query rows a warp, four or eight warps on
+ * the same keys and values, all partials.
  *
  * The tile of the matrix unit is flash attention's: scores, weights and values of a warp's rows
  * stay in its registers. Values of the partials before are in shared memory, a place a thread.

@@ -4,8 +4,8 @@
  * into the next item. A tile comes in boxes, one a page and 64 columns, that a tensor map over the
  * layer's part of the cache describes; they lie in shared memory as wgmma reads them.
  */
-#ifndef KERNELS_CUDA_ATTENTION_PAGES_CUH
-#define KERNELS_CUDA_ATTENTION_PAGES_CUH
+#ifndef KERNELS_CUDA_ATTENTION_FEED_CUH
+#define KERNELS_CUDA_ATTENTION_FEED_CUH
 
 #include "kernels/cuda/attention_body.cuh"
 #include "kernels/cuda/bulk.cuh"
@@ -14,15 +14,15 @@ enum {
     PROMPT_GROUP = 128, /* threads of a warpgroup */
     PROMPT_GROUP_ROWS = 64,
     PROMPT_GROUPS = 2,
-    PROMPT_ROWS = PROMPT_GROUPS * PROMPT_GROUP_ROWS,
     PROMPT_WORKERS = PROMPT_GROUPS * PROMPT_GROUP,
     PROMPT_THREADS = PROMPT_WORKERS + PROMPT_GROUP,
     PROMPT_AHEAD = 2,       /* items that are known before they are worked on */
     CACHE_BYTES = 40 << 20, /* of a Hopper's 50 MB */
-    PROMPT_NARROW_BYTES = 206 * 1024,
     COPY_REGISTERS = 56,
     WORK_REGISTERS = 224,
 };
+
+static_assert(PROMPT_ROWS == PROMPT_GROUPS * PROMPT_GROUP_ROWS, "a row has a group");
 
 /* How pages come in: boxes of 64 columns and a page's positions (64 of a larger page's), or one
  * position, of [block, key or value, position, kv head, column]. */
@@ -49,14 +49,9 @@ struct prompt_work {
 
 template <int C> struct prompt_shared {
     static constexpr int32_t STAGES = C <= 64 ? 8 : C <= 128 ? 4 : 2;
-    union {
-        struct {
-            alignas(1024) uint8_t key[STAGES][tile_layout<C>::BYTES];
-            uint8_t value[STAGES][tile_layout<C>::BYTES];
-            float4 total[C / 8][PROMPT_WORKERS]; /* of the partials before; a place a thread */
-        };
-        uint8_t narrow[PROMPT_NARROW_BYTES]; /* when there are no more prompts */
-    };
+    alignas(1024) uint8_t key[STAGES][tile_layout<C>::BYTES];
+    uint8_t value[STAGES][tile_layout<C>::BYTES];
+    float4 total[C / 8][PROMPT_WORKERS]; /* of the partials before; a place a thread */
     struct prompt_work work[PROMPT_AHEAD];
     uint64_t key_full[STAGES], key_empty[STAGES], value_full[STAGES], value_empty[STAGES];
     uint64_t work_full[PROMPT_AHEAD], work_empty[PROMPT_AHEAD];
