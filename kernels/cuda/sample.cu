@@ -14,7 +14,11 @@
 
 #include <assert.h>
 
-enum { START_THREADS = 1024 };
+enum {
+    START_THREADS = 1024,
+    BLOCKS = 4,   /* of a multiprocessor */
+    SPAN_MAX = 5, /* runs of a warp */
+};
 
 /* ---- sums of runs ---- */
 
@@ -69,18 +73,17 @@ __device__ static __forceinline__ void sum_run(float (&x)[LANE_VALUES], const st
         write_sum(&drawn.sum[run], sum);
 }
 
-/* True in the block that is the last of `blocks` to come here: it sees what the others wrote. */
-__device__ static bool is_last(struct pick *pick, uint32_t *arrived, int32_t blocks)
+/* True in the block that is the last of a sample's to come here: it sees what the others wrote. */
+__device__ static inline bool is_last(uint32_t *arrived)
 {
-    __threadfence();
+    __shared__ bool last;
     __syncthreads();
-    if (threadIdx.x == 0)
-        pick->found = atomicInc(arrived, (uint32_t)blocks - 1) == (uint32_t)blocks - 1;
-    __syncthreads();
-    bool last = pick->found != 0;
-    __syncthreads();
-    if (last)
+    if (threadIdx.x == 0) {
         __threadfence();
+        last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
+        __threadfence();
+    }
+    __syncthreads();
     return last;
 }
 
@@ -96,13 +99,13 @@ __device__ static inline float log_share(float x, float max_logit, double log_ma
 __device__ static int32_t rank_of(struct pick *pick, const struct source &source, float own)
 {
     uint64_t above = 0, total;
+    float x[LANE_VALUES], ahead[LANE_VALUES];
     if (!(source.max > own))
         return 0;
     for (int32_t first = 0; first < source.run_count; first += STRIP) {
         make_active(pick, source, first, own);
         for (int32_t i = warp_of(); i < pick->active_count; i += WARPS) {
-            float x[LANE_VALUES];
-            load(x, source, first + pick->active[i]);
+            (void)take(x, ahead, pick, source, first, i);
 #pragma unroll
             for (int32_t j = 0; j < LANE_VALUES; j++)
                 above += x[j] > own ? 1 : 0;
@@ -165,61 +168,73 @@ __device__ static void report_nothing(struct drawn *drawn)
 
 /* ---- kernels ---- */
 
-/* By the last block of a sample. */
-__device__ static __noinline__ void finish(struct pick *pick, struct drawn *drawn,
+/* By the last block of a sample. Its own function, so that what it needs of registers is not what
+ * the sums get. */
+__device__ static __noinline__ void finish(const struct source *source, struct drawn *drawn,
                                            const struct step_sample *sample, struct slot_view slots,
                                            uint64_t *kept)
 {
+    __shared__ struct pick pick;
     int32_t token = sample->token;
+    if (threadIdx.x == 0) {
+        pick.raw = source[0];
+        pick.drawn = source[1];
+    }
+    __syncthreads();
     if (sample->kind == STEP_DRAW) {
-        double u = sampling_uniform(pick->drawn.sampling->seed, sample->output_index);
-        token = draw_token(pick, &pick->drawn, u, kept);
+        token = draw_token(&pick, &pick.drawn, sample->output_index, kept);
         if (threadIdx.x == 0) {
-            if (pick->drawn.seen != NULL)
-                slots.seen[(int64_t)sample->slot * pick->drawn.V + token] += 2;
+            if (pick.drawn.seen != NULL)
+                slots.seen[(int64_t)sample->slot * pick.drawn.V + token] += 2;
             slots.last[sample->slot] = token;
         }
     }
     if (threadIdx.x == 0)
         drawn->token = token;
     if (sample->top_count >= 0)
-        report(pick, drawn, &pick->raw, token, sample->top_count);
+        report(&pick, drawn, &pick.raw, token, sample->top_count);
     else
         report_nothing(drawn);
 }
 
-/* Blocks (x, i) work on sample first + i. */
-__global__ void __launch_bounds__(THREADS, 4)
+/* Blocks (x, i) work on sample first + i, a warp on `span` of its runs. */
+__global__ void __launch_bounds__(THREADS, BLOCKS)
     sample_kernel(struct sample_view view, struct drawn *drawn, const float *logits,
-                  struct step_view step, struct slot_view slots, int32_t V, int32_t first)
+                  struct step_view step, struct slot_view slots, int32_t V, int32_t first,
+                  int32_t span)
 {
-    __shared__ struct pick pick;
+    __shared__ struct source source[2]; /* raw, and what is drawn from */
     int32_t i = blockIdx.y, s = first + i, run_count = (V + RUN - 1) / RUN;
     if (s >= step.counts->sample_count)
         return;
     const struct step_sample *sample = &step.sample[s];
-    struct source raw, source;
+    struct source raw, changed;
     raw.logits = logits + (int64_t)i * V;
     raw.V = V;
     raw.run_count = run_count;
     raw.quads = V % 4 == 0 && (uintptr_t)logits % sizeof(float4) == 0;
     raw.sum = view.sum + (int64_t)(2 * i) * run_count;
 
-    int32_t run = (int32_t)blockIdx.x * WARPS + warp_of();
-    float x[LANE_VALUES];
-    fetch(x, raw, run); /* before anything waits for the sample's parameters */
-    open_sources(&source, &raw, *sample, slots);
-    source.sum = raw.sum + run_count;
-    if (run < run_count)
-        sum_run(x, source, raw, sample->top_count >= 0, run);
-    if (!is_last(&pick, &view.arrived[i], gridDim.x))
-        return;
-    if (threadIdx.x == 0) {
-        pick.drawn = source;
-        pick.raw = raw;
+    int32_t run = (int32_t)blockIdx.x * span * WARPS + warp_of();
+    int32_t end = min((int32_t)(blockIdx.x + 1) * span * WARPS, run_count);
+    float x[LANE_VALUES], ahead[LANE_VALUES];
+    fetch(ahead, raw, run); /* before anything waits for the sample's parameters */
+    open_sources(&changed, &raw, *sample, slots);
+    changed.sum = raw.sum + run_count;
+    for (; run < end; run += WARPS) {
+#pragma unroll
+        for (int32_t j = 0; j < LANE_VALUES; j++)
+            x[j] = ahead[j];
+        if (run + WARPS < end)
+            fetch(ahead, raw, run + WARPS);
+        sum_run(x, changed, raw, sample->top_count >= 0, run);
     }
-    __syncthreads();
-    finish(&pick, &drawn[s], sample, slots, view.kept + (int64_t)i * run_count);
+    if (threadIdx.x == 0) {
+        source[0] = raw;
+        source[1] = changed;
+    }
+    if (is_last(&view.arrived[i]))
+        finish(source, &drawn[s], sample, slots, view.kept + (int64_t)i * run_count);
 }
 
 /* A block is one start. */
@@ -268,16 +283,25 @@ void cuda_sample_start(struct device *device, int32_t start_count)
     launch_check(device, __func__);
 }
 
+/* Runs that a warp takes one after another: as many as give every block a place at once, up to
+ * SPAN_MAX, so that the last block's work hides behind the reading of other samples. */
+static int32_t span_of(const struct device *device, int32_t runs, int32_t rows)
+{
+    int32_t span = ceil_div(runs * rows, device->core_count * BLOCKS * WARPS);
+    return span < SPAN_MAX ? span : (int32_t)SPAN_MAX;
+}
+
 void cuda_sample(struct device *device, float *logits, int32_t first, int32_t count)
 {
-    int32_t V = device->options.vocab_count;
+    int32_t V = device->options.vocab_count, runs = ceil_div(V, RUN);
     assert(first + count <= device->options.sample_max);
     for (int32_t i = 0; i < count; i += SAMPLE_ROWS) {
         int32_t rows = count - i < SAMPLE_ROWS ? count - i : (int32_t)SAMPLE_ROWS;
-        dim3 grid((uint32_t)ceil_div(V, RUN * WARPS), (uint32_t)rows);
+        int32_t span = span_of(device, runs, rows);
+        dim3 grid((uint32_t)ceil_div(runs, span * WARPS), (uint32_t)rows);
         sample_kernel<<<grid, THREADS, 0, device->stream>>>(device->sample, device->drawn,
                                                             logits + (int64_t)i * V, device->step,
-                                                            device->slots, V, first + i);
+                                                            device->slots, V, first + i, span);
     }
     if (count > 0)
         launch_check(device, __func__);

@@ -24,6 +24,7 @@ enum {
     BINS = 2048,       /* of a histogram, a power of two */
     STRIP = 2048,      /* runs that are listed at a time */
     FLOOR_RUNS = 1024, /* of whose maxima a floor is made */
+    FLOOR_BITS = 16,   /* of a floor's order */
     MASS_BITS = 39,    /* V is at most 2^24 */
 };
 
@@ -59,7 +60,6 @@ struct source {
 struct pick {
     union {
         uint64_t list[LIST_MAX];
-        float maximum[FLOOR_RUNS];
         struct {
             uint64_t mass[BINS];
             int32_t count[BINS];
@@ -69,9 +69,9 @@ struct pick {
     int32_t active_count;
     int32_t list_count; /* may be more than LIST_MAX: then the list is not whole */
     uint64_t part[WARPS];
+    int32_t tally[2][WARPS];
     uint64_t found_mass;
     int32_t found;
-    float floor;
     struct source drawn, raw;
 };
 
@@ -263,16 +263,6 @@ __device__ static __forceinline__ void change(float (&x)[LANE_VALUES], const str
         penalise(x, source, run);
 }
 
-/* A run's logits as the source has them. */
-__device__ static __forceinline__ void load(float (&x)[LANE_VALUES], const struct source &source,
-                                            int32_t run)
-{
-    fetch(x, source, run);
-    settle(x);
-    if (source.changed)
-        change(x, source, run);
-}
-
 /* The run's maximum, and the lowest id that has it. */
 __device__ static __forceinline__ void find_top(struct run_sum *sum, const float (&x)[LANE_VALUES],
                                                 int32_t run)
@@ -310,8 +300,7 @@ __device__ static __forceinline__ float run_mass(float max, const float (&x)[LAN
 
 __device__ static inline struct run_sum sum_of(const struct source &source, int32_t run)
 {
-    /* Written by other blocks of this launch: not from the L1 cache. */
-    float4 words = __ldcg((const float4 *)&source.sum[run]);
+    float4 words = *(const float4 *)&source.sum[run];
     struct run_sum sum;
     sum.max = words.x;
     sum.mass = words.y;
@@ -380,9 +369,40 @@ __device__ static void make_active(struct pick *pick, const struct source &sourc
         pick->active_count = 0;
     __syncthreads();
     for (int32_t run = first + (int32_t)threadIdx.x; run < end; run += THREADS)
-        if (__ldcg(&source.sum[run].max) >= floor)
+        if (source.sum[run].max >= floor)
             pick->active[atomicAdd(&pick->active_count, 1)] = (uint16_t)(run - first);
     __syncthreads();
+}
+
+/* Has the logits of the i-th active run, as the source has them, and the raw ones of this warp's
+ * next on their way; a warp goes from warp_of() on in steps of WARPS. Which run it is. */
+__device__ static __forceinline__ int32_t take(float (&x)[LANE_VALUES], float (&ahead)[LANE_VALUES],
+                                               const struct pick *pick, const struct source &source,
+                                               int32_t first, int32_t i)
+{
+    int32_t run = first + pick->active[i];
+    if (i < WARPS)
+        fetch(ahead, source, run);
+#pragma unroll
+    for (int32_t j = 0; j < LANE_VALUES; j++)
+        x[j] = ahead[j];
+    if (i + WARPS < pick->active_count)
+        fetch(ahead, source, first + pick->active[i + WARPS]);
+    settle(x);
+    if (source.changed)
+        change(x, source, run);
+    return run;
+}
+
+/* Adds to a sum in shared memory by atomics of 32 bits, which the hardware has. */
+__device__ static inline void add_mass(uint64_t *sum, uint64_t mass)
+{
+    uint32_t *word = (uint32_t *)sum, low = (uint32_t)mass;
+    uint32_t high = (uint32_t)(mass >> 32);
+    if (atomicAdd(word, low) > UINT32_MAX - low)
+        high++;
+    if (high > 0)
+        atomicAdd(word + 1, high);
 }
 
 /* Mass of all, by the sums of runs. */

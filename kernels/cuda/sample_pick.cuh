@@ -25,26 +25,43 @@ struct limits {
 
 /* ---- collecting ---- */
 
-/* A value that `count` tokens reach, or the least one. */
+/* How many orders of all threads reach `order`; `turn` alternates from call to call. */
+__device__ static inline int32_t count_from(struct pick *pick,
+                                            const uint32_t (&own)[FLOOR_RUNS / THREADS],
+                                            uint32_t order, int32_t turn)
+{
+    int32_t count = 0;
+#pragma unroll
+    for (int32_t i = 0; i < FLOOR_RUNS / THREADS; i++)
+        count += own[i] >= order ? 1 : 0;
+    count = __reduce_add_sync(0xffffffffu, count);
+    if (lane_of() == 0)
+        pick->tally[turn][warp_of()] = count;
+    __syncthreads();
+    count = 0;
+    for (int32_t i = 0; i < WARPS; i++)
+        count += pick->tally[turn][i];
+    return count;
+}
+
+/* A value that `count` tokens reach: a little below the count-th largest maximum of a run. The
+ * least one where the runs are too few. */
 __device__ static float floor_of_count(struct pick *pick, const struct source &source,
                                        int32_t count)
 {
     int32_t runs = min(source.run_count, (int32_t)FLOOR_RUNS);
+    uint32_t own[FLOOR_RUNS / THREADS], order = 0;
     if (count > runs)
         return -FLT_MAX;
-    for (int32_t i = threadIdx.x; i < runs; i += THREADS)
-        pick->maximum[i] = __ldcg(&source.sum[i].max);
-    __syncthreads();
-    for (int32_t i = threadIdx.x; i < runs; i += THREADS) {
-        float own = pick->maximum[i];
-        int32_t before = 0;
-        for (int32_t j = 0; j < runs; j++)
-            before += sampling_before(pick->maximum[j], j, own, i) ? 1 : 0;
-        if (before == count - 1)
-            pick->floor = own;
+#pragma unroll
+    for (int32_t i = 0; i < FLOOR_RUNS / THREADS; i++) {
+        int32_t run = (int32_t)threadIdx.x + i * THREADS;
+        own[i] = run < runs ? order_of(source.sum[run].max) : 0;
     }
-    __syncthreads();
-    return fmaxf(pick->floor, -FLT_MAX);
+    for (int32_t bit = 31; bit > 31 - FLOOR_BITS; bit--)
+        if (count_from(pick, own, order | 1u << bit, bit % 2) >= count)
+            order |= 1u << bit;
+    return value_of(max(order, order_of(-FLT_MAX)));
 }
 
 /* Lists the keys from `low` to `high`, in any order; how many there are. More than LIST_MAX are
@@ -52,16 +69,14 @@ __device__ static float floor_of_count(struct pick *pick, const struct source &s
 __device__ static int32_t collect(struct pick *pick, const struct source &source, uint64_t low,
                                   uint64_t high)
 {
-    float floor = key_value(low);
+    float floor = key_value(low), x[LANE_VALUES], ahead[LANE_VALUES];
     __syncthreads();
     if (threadIdx.x == 0)
         pick->list_count = 0;
     for (int32_t first = 0; first < source.run_count; first += STRIP) {
         make_active(pick, source, first, floor);
         for (int32_t i = warp_of(); i < pick->active_count; i += WARPS) {
-            int32_t run = first + pick->active[i];
-            float x[LANE_VALUES];
-            load(x, source, run);
+            int32_t run = take(x, ahead, pick, source, first, i);
 #pragma unroll
             for (int32_t j = 0; j < LANE_VALUES; j++) {
                 uint64_t key = key_of(x[j], token_of(run, j));
@@ -84,7 +99,7 @@ __device__ static int32_t collect(struct pick *pick, const struct source &source
 __device__ static inline void sort_pairs(uint64_t *list, int32_t size, int32_t block, int32_t apart)
 {
     for (int32_t i = threadIdx.x; i < size / 2; i += THREADS) {
-        int32_t left = i / apart * 2 * apart + i % apart, right = left + apart;
+        int32_t left = 2 * i - (i & (apart - 1)), right = left + apart;
         uint64_t a = list[left], b = list[right];
         bool descending = (left & block) == 0;
         if (descending == (a < b)) {
@@ -127,7 +142,10 @@ __device__ static int32_t draw_in_run(struct pick *pick, const struct source &so
         float x[LANE_VALUES];
         uint64_t before = 0;
         int32_t found = INT32_MAX, last = 0;
-        load(x, source, run);
+        fetch(x, source, run);
+        settle(x);
+        if (source.changed)
+            change(x, source, run);
 #pragma unroll
         for (int32_t j = 0; j < QUADS; j++) {
             uint64_t mass[4], own = 0, sum;
@@ -187,7 +205,7 @@ __device__ static int32_t draw_whole(struct pick *pick, const struct source &sou
     __syncthreads();
     int32_t run = pick->found;
     uint64_t rest = pick->found_mass;
-    float max = __ldcg(&source.sum[run].max);
+    float max = source.sum[run].max;
     __syncthreads();
     return draw_in_run(pick, source, run, rest, 0, max, run_unit(max, source));
 }
@@ -292,7 +310,7 @@ __device__ static inline int32_t key_bin(const struct range &range, uint64_t key
 __device__ static void fill_bins(struct pick *pick, const struct source &source,
                                  const struct range &range, bool counts)
 {
-    float floor = key_value(range.low);
+    float floor = key_value(range.low), x[LANE_VALUES], ahead[LANE_VALUES];
     __syncthreads();
     for (int32_t i = threadIdx.x; i < BINS; i += THREADS) {
         pick->bin.mass[i] = 0;
@@ -301,9 +319,7 @@ __device__ static void fill_bins(struct pick *pick, const struct source &source,
     for (int32_t first = 0; first < source.run_count; first += STRIP) {
         make_active(pick, source, first, floor);
         for (int32_t i = warp_of(); i < pick->active_count; i += WARPS) {
-            int32_t run = first + pick->active[i];
-            float x[LANE_VALUES];
-            load(x, source, run);
+            int32_t run = take(x, ahead, pick, source, first, i);
 #pragma unroll
             for (int32_t j = 0; j < LANE_VALUES; j++) {
                 uint64_t key = key_of(x[j], token_of(run, j));
@@ -313,7 +329,7 @@ __device__ static void fill_bins(struct pick *pick, const struct source &source,
                 uint64_t mass = counts ? 0 : mass_of(x[j], source);
                 atomicAdd(&pick->bin.count[bin], 1);
                 if (mass > 0)
-                    atomicAdd((unsigned long long *)&pick->bin.mass[bin], mass);
+                    add_mass(&pick->bin.mass[bin], mass);
             }
         }
     }
@@ -432,17 +448,15 @@ __device__ static uint64_t least_kept(struct pick *pick, const struct source &so
 __device__ static uint64_t sum_kept(struct pick *pick, const struct source &source, uint64_t least,
                                     uint64_t *kept)
 {
-    float floor = key_value(least);
+    float floor = key_value(least), x[LANE_VALUES], ahead[LANE_VALUES];
     uint64_t own = 0, total;
     for (int32_t run = threadIdx.x; run < source.run_count; run += THREADS)
         kept[run] = 0;
     for (int32_t first = 0; first < source.run_count; first += STRIP) {
         make_active(pick, source, first, floor);
         for (int32_t i = warp_of(); i < pick->active_count; i += WARPS) {
-            int32_t run = first + pick->active[i];
+            int32_t run = take(x, ahead, pick, source, first, i);
             uint64_t mass = 0;
-            float x[LANE_VALUES];
-            load(x, source, run);
 #pragma unroll
             for (int32_t j = 0; j < LANE_VALUES; j++)
                 if (key_of(x[j], token_of(run, j)) >= least)
@@ -512,7 +526,7 @@ __device__ static inline float floor_of_mass(const struct source &source,
 }
 
 /* The token of a draw; kept[run_count] is for the far way. */
-__device__ static int32_t draw_token(struct pick *pick, struct source *source, double u,
+__device__ static int32_t draw_token(struct pick *pick, struct source *source, int32_t output_index,
                                      uint64_t *kept)
 {
     const struct sampling *sampling = source->sampling;
@@ -521,6 +535,7 @@ __device__ static int32_t draw_token(struct pick *pick, struct source *source, d
         return 0;
     if (sampling_greedy(sampling))
         return top;
+    double u = sampling_uniform(sampling->seed, output_index);
     struct limits limits = {-FLT_MAX,
                             sampling_keep_count(sampling, source->V),
                             sampling->top_p,
