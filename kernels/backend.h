@@ -129,10 +129,12 @@ struct step_result {
 
 /* ---- what ops work on ---- */
 
-/* Activations [T, width]: rows of `stride` elements of the backend's own type. */
+/* Activations [T, width]: rows of `stride` elements of the backend's own type. The residual
+ * stream, to which every branch is added, has a type of its own: it may be wider. */
 struct activation {
     void *data;
     int64_t stride;
+    bool residual;
 };
 
 /* A tensor of a checkpoint, as it lies in the file; borrowed while it is packed. */
@@ -197,6 +199,7 @@ struct attention_args {
 struct device_ops {
     const char *name;        /* "cpu", "cuda" */
     size_t activation_bytes; /* of one element of an activation */
+    size_t residual_bytes;   /* of one element of the residual stream */
 
     /* Life. `open` gives 0, or a negative errno and one line in `error`. */
     int (*open)(struct device **device, const struct device_options *options, char *error,
@@ -240,14 +243,14 @@ struct device_ops {
     bool (*graph_end)(struct device *device, int64_t key);
     bool (*graph_launch)(struct device *device, int64_t key); /* false: not captured yet */
 
-    /* out[t] = row token[t] of `table`, times scale. [T, D] */
+    /* out[t] = row token[t] of `table`, times scale. `out` is residual. [T, D] */
     void (*embed)(struct device *device, struct activation out, const struct weight *table,
                   float scale, int32_t T);
-    /* out = x / sqrt(mean(x^2) + eps) * weight, in f32. [count, D] */
+    /* out = x / sqrt(mean(x^2) + eps) * weight, in f32. `x` is residual. [count, D] */
     void (*norm)(struct device *device, struct activation out, struct activation x,
                  const float *weight, float eps, int32_t count, int32_t D);
     /* x += branch, or x += norm(branch) * branch_weight when that is not NULL;
-     * then out = norm(x) * weight. [T, D] */
+     * then out = norm(x) * weight. `x` is residual. [T, D] */
     void (*add_norm)(struct device *device, struct activation out, struct activation x,
                      struct activation branch, const float *branch_weight, const float *weight,
                      float eps, int32_t T, int32_t D);
@@ -265,7 +268,7 @@ struct device_ops {
      * sequence up to its own position. */
     void (*attention)(struct device *device, struct activation out, struct activation qkv,
                       const struct attention_args *args, int32_t T);
-    /* out[s] = x[index of sample s]. [S, D] */
+    /* out[s] = x[index of sample s]; both are residual, or neither. [S, D] */
     void (*gather)(struct device *device, struct activation out, struct activation x, int32_t S,
                    int32_t D);
     /* logits[s] = x[s] . head^T in f32, then softcap * tanh(logits / softcap) if softcap > 0. */

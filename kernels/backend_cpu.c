@@ -207,6 +207,7 @@ static const char *cpu_describe(struct device *device)
 static const struct device_ops ops = {
     .name = "cpu",
     .activation_bytes = sizeof(float),
+    .residual_bytes = sizeof(float),
     .open = cpu_open,
     .close = cpu_close,
     .memory_free = cpu_memory_free,

@@ -49,6 +49,7 @@ struct buffer {
     struct activation *target;
     int64_t rows;
     int64_t width;
+    bool residual;
 };
 
 static int32_t list_buffers(struct rank *rank, struct buffer *buffer)
@@ -59,11 +60,16 @@ static int32_t list_buffers(struct rank *rank, struct buffer *buffer)
     int64_t heads = (int64_t)shape->head_count * shape->head_width;
     int64_t kv = (int64_t)shape->kv_head_count * shape->head_width;
     const struct buffer list[] = {
-        {&pass->x, T, shape->width},       {&pass->normed, T, shape->width},
-        {&pass->branch, T, shape->width},  {&pass->qkv, T, heads + 2 * kv},
-        {&pass->heads, T, heads},          {&pass->gate_up, T, 2 * (int64_t)shape->ffn_width},
-        {&pass->act, T, shape->ffn_width}, {&pass->picked_x, S, shape->width},
-        {&pass->picked_heads, S, heads},
+        {&pass->x, T, shape->width, true},
+        {&pass->normed, T, shape->width, false},
+        {&pass->branch, T, shape->width, false},
+        {&pass->qkv, T, heads + 2 * kv, false},
+        {&pass->heads, T, heads, false},
+        {&pass->gate_up, T, 2 * (int64_t)shape->ffn_width, false},
+        {&pass->act, T, shape->ffn_width, false},
+        {&pass->picked_x, S, shape->width, true},
+        {&pass->picked_heads, S, heads, false},
+        {&pass->picked_normed, S, shape->width, false},
     };
 
     static_assert(sizeof(list) / sizeof(*list) <= BUFFER_MAX, "room for the list");
@@ -75,7 +81,8 @@ static size_t buffer_bytes(const struct rank *rank, const struct buffer *buffer)
 {
     int64_t stride = (buffer->width + STRIDE_ALIGN - 1) / STRIDE_ALIGN * STRIDE_ALIGN;
 
-    return (size_t)(buffer->rows * stride) * rank->ops->activation_bytes;
+    return (size_t)(buffer->rows * stride) *
+           (buffer->residual ? rank->ops->residual_bytes : rank->ops->activation_bytes);
 }
 
 static size_t logit_bytes(const struct rank *rank)
@@ -95,6 +102,7 @@ static int take_buffers(struct rank *rank)
         buffer[i].target->data = rank->ops->alloc(rank->device, buffer_bytes(rank, &buffer[i]));
         buffer[i].target->stride =
             (buffer[i].width + STRIDE_ALIGN - 1) / STRIDE_ALIGN * STRIDE_ALIGN;
+        buffer[i].target->residual = buffer[i].residual;
         if (buffer[i].target->data == NULL)
             return -ENOMEM;
     }

@@ -158,16 +158,16 @@ void sublayer_sample(struct pass *pass)
     size_t row_bytes;
 
     if (!pass->picked) {
-        pass->ops->gather(pass->device, pass->picked_x, pass->normed, pass->sample_count,
+        pass->ops->gather(pass->device, pass->picked_normed, pass->normed, pass->sample_count,
                           shape->width);
-        rows = pass->picked_x;
+        rows = pass->picked_normed;
     }
     row_bytes = (size_t)rows.stride * pass->ops->activation_bytes;
     for (int32_t first = 0; first < pass->sample_count; first += pass->logit_rows) {
         int32_t left = pass->sample_count - first;
         int32_t count = left < pass->logit_rows ? left : pass->logit_rows;
-        struct activation some = {(unsigned char *)rows.data + (size_t)first * row_bytes,
-                                  rows.stride};
+        struct activation some = {.data = (unsigned char *)rows.data + (size_t)first * row_bytes,
+                                  .stride = rows.stride};
 
         pass->ops->logits(pass->device, pass->logits, some, pass->weights->head,
                           shape->logit_softcap, count);

@@ -104,7 +104,7 @@ void cpu_logits(struct device *device, float *logits, struct activation x,
 
     if (count == 0)
         return;
-    cpu_linear(device, (struct activation){logits, head->out}, x, head, count);
+    cpu_linear(device, (struct activation){.data = logits, .stride = head->out}, x, head, count);
     if (softcap > 0.0f) {
         call.task_count = pool_task_count(device->pool, call.count, GRAIN);
         pool_run(device->pool, softcap_task, &call, call.task_count);

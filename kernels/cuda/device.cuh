@@ -6,7 +6,8 @@
  * Fixed addresses are also what lets a captured graph be launched for any later step.
  *
  * A failed call is kept in `fault` and comes out of `sync` (backend.h). All functions belong to
- * the device's thread. Activations are f32, keys and values f16.
+ * the device's thread. Activations are bf16 and the residual stream f32 (activation.cuh); keys and
+ * values are f16.
  */
 #ifndef KERNELS_CUDA_DEVICE_CUH
 #define KERNELS_CUDA_DEVICE_CUH
@@ -134,6 +135,9 @@ struct device {
     char description[160];
     int32_t core_count;   /* multiprocessors */
     int32_t shared_bytes; /* that a block may have */
+    bool overlaps;        /* kernels may begin while the one before them ends (launch.cuh) */
+    bool hopper;          /* sm_90a: wgmma and bulk copies */
+    void *encode;         /* the driver's maker of tensor maps (matmul.cu), or NULL */
 
     void **memory; /* [memory_count] for close */
     int32_t memory_count, memory_max;

@@ -85,7 +85,7 @@ static float *rope_table(struct device *device, int32_t length)
 
 static void open_buffers(struct small_model *m, const struct device_options *options)
 {
-    m->x = new_activation(m->device, options->token_max, D);
+    m->x = new_residual(m->device, options->token_max, D);
     m->y = new_activation(m->device, options->token_max, D);
     m->qkv = new_activation(m->device, options->token_max, (H + 2 * K) * C);
     m->attended = new_activation(m->device, options->token_max, H * C);

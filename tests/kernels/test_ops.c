@@ -14,7 +14,7 @@ static void norm_is_the_formula(void)
         uint64_t seed = (uint64_t)D;
         struct device_options options = small_options();
         struct device *device = open_device(&options);
-        struct activation x = new_activation(device, rows, D + 3);
+        struct activation x = new_residual(device, rows, D + 3);
         struct activation out = new_activation(device, rows, D + 5);
         float *value = random_floats(&seed, (int64_t)rows * D, 3.0f);
         float *weight = random_floats(&seed, D, 1.0f);
@@ -42,7 +42,7 @@ static void check_add_norm(int32_t D, int32_t rows, bool normed)
     uint64_t seed = (uint64_t)D + 77;
     struct device_options options = small_options();
     struct device *device = open_device(&options);
-    struct activation x = new_activation(device, rows, D), out = new_activation(device, rows, D);
+    struct activation x = new_residual(device, rows, D), out = new_activation(device, rows, D);
     struct activation branch = new_activation(device, rows, D + 1);
     float *value = random_floats(&seed, (int64_t)rows * D, 2.0f);
     float *other = random_floats(&seed, (int64_t)rows * D, 5.0f);
@@ -369,7 +369,7 @@ static void embed_gives_scaled_rows(void)
         struct device *device = open_device(&options);
         uint8_t *data = random_weight(&seed, (enum format)format, V, D);
         float *plain = dequantised(data, (enum format)format, V, D);
-        struct activation out = new_activation(device, PADDED, D);
+        struct activation out = new_residual(device, PADDED, D);
         struct weight weight;
         struct weight_source source = {(enum format)format, V, D, data};
         int32_t token[T];
@@ -393,13 +393,15 @@ static void embed_gives_scaled_rows(void)
     }
 }
 
-static void gather_takes_the_rows_of_samples(void)
+static void check_gather(bool residual)
 {
     enum { D = 33, T = 6, S = 4 };
     uint64_t seed = 8;
     struct device_options options = small_options();
     struct device *device = open_device(&options);
-    struct activation x = new_activation(device, T, D), out = new_activation(device, S, D + 2);
+    struct activation x = residual ? new_residual(device, T, D) : new_activation(device, T, D);
+    struct activation out =
+        residual ? new_residual(device, S, D + 2) : new_activation(device, S, D + 2);
     float *value = random_floats(&seed, T * D, 1.0f), got[S * D];
     int32_t token[T] = {0};
     struct step_sample sample[S] = {{.index = 5}, {.index = 0}, {.index = 5}, {.index = 3}};
@@ -412,6 +414,12 @@ static void gather_takes_the_rows_of_samples(void)
         EXPECT(memcmp(got + s * D, value + sample[s].index * D, D * sizeof(float)) == 0);
     subject.ops->close(device);
     free(value);
+}
+
+static void gather_takes_the_rows_of_samples(void)
+{
+    check_gather(false);
+    check_gather(true);
 }
 
 static void memory_is_zeroed_and_kept_apart(void)

@@ -161,7 +161,14 @@ static float *vector(struct world *w, int32_t width, float least)
 static struct activation activation(struct world *w, int32_t rows, int32_t width)
 {
     size_t bytes = (size_t)rows * (size_t)width * ops->activation_bytes;
-    return (struct activation){ops->alloc(w->device, bytes), width};
+    return (struct activation){.data = ops->alloc(w->device, bytes), .stride = width};
+}
+
+static struct activation residual(struct world *w, int32_t rows, int32_t width)
+{
+    size_t bytes = (size_t)rows * (size_t)width * ops->residual_bytes;
+    return (struct activation){
+        .data = ops->alloc(w->device, bytes), .stride = width, .residual = true};
 }
 
 static void load_layer(struct world *w, struct layer *layer)
@@ -234,7 +241,7 @@ static bool world_open(struct world *w)
     w->final_norm = vector(w, D, 0.5f);
     w->rope = rope_table(w);
     w->logits = ops->alloc(w->device, (size_t)SAMPLES * V * sizeof(float));
-    w->x = activation(w, TOKENS, D);
+    w->x = residual(w, TOKENS, D);
     w->y = activation(w, TOKENS, D);
     w->qkv = activation(w, TOKENS, QKV);
     w->mixed = activation(w, TOKENS, H * C);
