@@ -10,39 +10,40 @@
  * seen[] is a slot's only while its sequence penalises: cleared and counted when such a sequence
  * starts, and left as it is by all others, which neither read nor write it.
  */
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sample_pick.cuh"
 
 #include <assert.h>
 
 enum {
     START_THREADS = 1024,
-    BLOCKS = 4,   /* of a multiprocessor */
-    SPAN_MAX = 5, /* runs of a warp */
+    BLOCKS = 3,   /* of a multiprocessor */
+    DEPTH = 3,    /* runs that a warp has on their way */
+    SPAN_MAX = 9, /* runs of a warp */
 };
 
 /* ---- sums of runs ---- */
 
-/* A sample's sources, where sampling's state is. */
-__device__ static void open_sources(struct source *drawn, struct source *raw,
+/* A sample's sources: the raw logits, of which `raw` says where they are, and what is drawn from.
+ */
+__device__ static void open_sources(struct source *source, struct source raw,
                                     const struct step_sample &sample, struct slot_view slots)
 {
-    raw->sampling = NULL;
-    raw->seen = NULL;
-    raw->changed = raw->masked = raw->weighed = false;
-    raw->heat = heat_of(1.0f);
-    raw->max = 0.0f;
-    *drawn = *raw;
-    if (sample.kind != STEP_DRAW)
-        return;
-    const struct sampling *sampling = &slots.sampling[sample.slot];
-    drawn->sampling = sampling;
-    if (sampling_penalises(sampling))
-        drawn->seen = slots.seen + (int64_t)sample.slot * drawn->V;
-    drawn->masked = sample.output_index < sampling->min_tokens && sampling->stop_count > 0;
-    drawn->changed = drawn->masked || drawn->seen != NULL || sampling->bias_count > 0;
-    drawn->weighed = needs_mass(sampling, drawn->V);
-    if (!sampling_greedy(sampling))
-        drawn->heat = heat_of(sampling->temperature);
+    raw.heat = heat_of(1.0f);
+    source[0] = raw;
+    raw.sum += raw.run_count;
+    if (sample.kind == STEP_DRAW) {
+        const struct sampling *sampling = &slots.sampling[sample.slot];
+        raw.sampling = sampling;
+        if (sampling_penalises(sampling))
+            raw.seen = slots.seen + (int64_t)sample.slot * raw.V;
+        raw.masked = sample.output_index < sampling->min_tokens && sampling->stop_count > 0;
+        raw.changed = raw.masked || raw.seen != NULL || sampling->bias_count > 0;
+        raw.weighed = needs_mass(sampling, raw.V);
+        if (!sampling_greedy(sampling))
+            raw.heat = heat_of(sampling->temperature);
+    }
+    source[1] = raw;
 }
 
 __device__ static inline void write_sum(struct run_sum *target, const struct run_sum &sum)
@@ -52,25 +53,43 @@ __device__ static inline void write_sum(struct run_sum *target, const struct run
 
 /* The sums of a run that is in x: of the raw logits where they are reported, and of what is drawn
  * from. */
-__device__ static __forceinline__ void sum_run(float (&x)[LANE_VALUES], const struct source &drawn,
-                                               const struct source &raw, bool reports, int32_t run)
+template <bool changed>
+__device__ static __forceinline__ void sum_run(float (&x)[LANE_VALUES], const struct source *source,
+                                               bool reports, int32_t run)
 {
     struct run_sum sum = {0.0f, 0.0f, 0};
     settle(x);
     if (reports) {
         find_top(&sum, x, run);
-        sum.mass = run_mass(sum.max, x, raw.heat);
+        sum.mass = run_mass(sum.max, x, source[0].heat);
         if (lane_of() == 0)
-            write_sum(&raw.sum[run], sum);
+            write_sum(&source[0].sum[run], sum);
     }
-    if (drawn.changed)
-        change(x, drawn, run);
-    if (drawn.changed || !reports)
+    if (changed)
+        change(x, source[1], run);
+    if (changed || !reports)
         find_top(&sum, x, run);
-    if (drawn.weighed)
-        sum.mass = run_mass(sum.max, x, drawn.heat);
+    if (source[1].weighed)
+        sum.mass = run_mass(sum.max, x, source[1].heat);
     if (lane_of() == 0)
-        write_sum(&drawn.sum[run], sum);
+        write_sum(&source[1].sum[run], sum);
+}
+
+/* Every WARPS-th run from `run` to `end`; the first `depth` of them are on their way. */
+template <bool changed, int depth>
+__device__ static __forceinline__ void sum_runs(float (&x)[DEPTH][LANE_VALUES],
+                                                const struct source *source, bool reports,
+                                                int32_t run, int32_t end)
+{
+    for (; run < end; run += depth * WARPS) {
+#pragma unroll
+        for (int32_t j = 0; j < depth; j++) {
+            if (run + j * WARPS < end)
+                sum_run<changed>(x[j], source, reports, run + j * WARPS);
+            if (run + (j + depth) * WARPS < end)
+                fetch(x[j], source[0], run + (j + depth) * WARPS);
+        }
+    }
 }
 
 /* True in the block that is the last of a sample's to come here: it sees what the others wrote. */
@@ -205,10 +224,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 {
     __shared__ struct source source[2]; /* raw, and what is drawn from */
     int32_t i = blockIdx.y, s = first + i, run_count = (V + RUN - 1) / RUN;
+    kernel_yield();
+    kernel_wait();
     if (s >= step.counts->sample_count)
         return;
     const struct step_sample *sample = &step.sample[s];
-    struct source raw, changed;
+    struct source raw = {};
     raw.logits = logits + (int64_t)i * V;
     raw.V = V;
     raw.run_count = run_count;
@@ -217,22 +238,19 @@ __global__ void __launch_bounds__(THREADS, BLOCKS)
 
     int32_t run = (int32_t)blockIdx.x * span * WARPS + warp_of();
     int32_t end = min((int32_t)(blockIdx.x + 1) * span * WARPS, run_count);
-    float x[LANE_VALUES], ahead[LANE_VALUES];
-    fetch(ahead, raw, run); /* before anything waits for the sample's parameters */
-    open_sources(&changed, &raw, *sample, slots);
-    changed.sum = raw.sum + run_count;
-    for (; run < end; run += WARPS) {
+    float x[DEPTH][LANE_VALUES];
 #pragma unroll
-        for (int32_t j = 0; j < LANE_VALUES; j++)
-            x[j] = ahead[j];
-        if (run + WARPS < end)
-            fetch(ahead, raw, run + WARPS);
-        sum_run(x, changed, raw, sample->top_count >= 0, run);
-    }
-    if (threadIdx.x == 0) {
-        source[0] = raw;
-        source[1] = changed;
-    }
+    for (int32_t j = 0; j < DEPTH; j++) /* before anything waits for the sample's parameters */
+        if (run + j * WARPS < end)
+            fetch(x[j], raw, run + j * WARPS);
+    if (threadIdx.x == 0)
+        open_sources(source, raw, *sample, slots);
+    __syncthreads();
+    bool reports = sample->top_count >= 0;
+    if (source[1].changed)
+        sum_runs<true, 1>(x, source, reports, run, end);
+    else
+        sum_runs<false, DEPTH>(x, source, reports, run, end);
     if (is_last(&view.arrived[i]))
         finish(source, &drawn[s], sample, slots, view.kept + (int64_t)i * run_count);
 }
@@ -298,11 +316,9 @@ void cuda_sample(struct device *device, float *logits, int32_t first, int32_t co
     for (int32_t i = 0; i < count; i += SAMPLE_ROWS) {
         int32_t rows = count - i < SAMPLE_ROWS ? count - i : (int32_t)SAMPLE_ROWS;
         int32_t span = span_of(device, runs, rows);
-        dim3 grid((uint32_t)ceil_div(runs, span * WARPS), (uint32_t)rows);
-        sample_kernel<<<grid, THREADS, 0, device->stream>>>(device->sample, device->drawn,
-                                                            logits + (int64_t)i * V, device->step,
-                                                            device->slots, V, first + i, span);
+        struct launch_shape shape = {dim3((uint32_t)ceil_div(runs, span * WARPS), (uint32_t)rows),
+                                     dim3(THREADS), 0};
+        launch(device, __func__, sample_kernel, shape, device->sample, device->drawn,
+               logits + (int64_t)i * V, device->step, device->slots, V, first + i, span);
     }
-    if (count > 0)
-        launch_check(device, __func__);
 }

@@ -20,12 +20,12 @@ enum {
     RUN = 512,
     QUADS = RUN / WARP / 4, /* a lane has QUADS times four neighbours of a run */
     LANE_VALUES = 4 * QUADS,
-    LIST_MAX = 2048,   /* candidates that are sorted in shared memory */
-    BINS = 2048,       /* of a histogram, a power of two */
-    STRIP = 2048,      /* runs that are listed at a time */
-    FLOOR_RUNS = 1024, /* of whose maxima a floor is made */
-    FLOOR_BITS = 16,   /* of a floor's order */
-    MASS_BITS = 39,    /* V is at most 2^24 */
+    LIST_MAX = 2048,          /* candidates that are sorted in shared memory */
+    BINS = 2048,              /* of a histogram, a power of two */
+    STRIP = 2048,             /* runs that are listed at a time */
+    FLOOR_RUNS = 3 * THREADS, /* of whose maxima a floor is made; fewer than 1024 */
+    FLOOR_BITS = 16,          /* of a floor's order, even */
+    MASS_BITS = 39,           /* V is at most 2^24 */
 };
 
 /* A run's likeliest token, and the sum of weights relative to it where that is wanted. */
@@ -60,16 +60,13 @@ struct source {
 struct pick {
     union {
         uint64_t list[LIST_MAX];
-        struct {
-            uint64_t mass[BINS];
-            int32_t count[BINS];
-        } bin;
+        uint64_t bin[BINS];
     };
     uint16_t active[STRIP]; /* runs of a strip that a pass reads */
     int32_t active_count;
     int32_t list_count; /* may be more than LIST_MAX: then the list is not whole */
     uint64_t part[WARPS];
-    int32_t tally[2][WARPS];
+    uint32_t tally[2][WARPS];
     uint64_t found_mass;
     int32_t found;
     struct source drawn, raw;

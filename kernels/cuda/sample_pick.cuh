@@ -25,15 +25,19 @@ struct limits {
 
 /* ---- collecting ---- */
 
-/* How many orders of all threads reach `order`; `turn` alternates from call to call. */
-__device__ static inline int32_t count_from(struct pick *pick,
-                                            const uint32_t (&own)[FLOOR_RUNS / THREADS],
-                                            uint32_t order, int32_t turn)
+/* How many of all threads' orders reach order + step, order + 2 step and order + 3 step, in ten
+ * bits each; `turn` alternates from call to call. */
+__device__ static inline uint32_t count_from(struct pick *pick,
+                                             const uint32_t (&own)[FLOOR_RUNS / THREADS],
+                                             uint32_t order, uint32_t step, int32_t turn)
 {
-    int32_t count = 0;
+    uint32_t count = 0;
 #pragma unroll
-    for (int32_t i = 0; i < FLOOR_RUNS / THREADS; i++)
-        count += own[i] >= order ? 1 : 0;
+    for (int32_t i = 0; i < FLOOR_RUNS / THREADS; i++) {
+        count += own[i] >= order + step ? 1u : 0u;
+        count += own[i] >= order + 2 * step ? 1u << 10 : 0u;
+        count += own[i] >= order + 3 * step ? 1u << 20 : 0u;
+    }
     count = __reduce_add_sync(0xffffffffu, count);
     if (lane_of() == 0)
         pick->tally[turn][warp_of()] = count;
@@ -51,6 +55,7 @@ __device__ static float floor_of_count(struct pick *pick, const struct source &s
 {
     int32_t runs = min(source.run_count, (int32_t)FLOOR_RUNS);
     uint32_t own[FLOOR_RUNS / THREADS], order = 0;
+    static_assert(FLOOR_RUNS < 1024, "ten bits");
     if (count > runs)
         return -FLT_MAX;
 #pragma unroll
@@ -58,10 +63,21 @@ __device__ static float floor_of_count(struct pick *pick, const struct source &s
         int32_t run = (int32_t)threadIdx.x + i * THREADS;
         own[i] = run < runs ? order_of(source.sum[run].max) : 0;
     }
-    for (int32_t bit = 31; bit > 31 - FLOOR_BITS; bit--)
-        if (count_from(pick, own, order | 1u << bit, bit % 2) >= count)
-            order |= 1u << bit;
+    for (int32_t shift = 30; shift > 30 - FLOOR_BITS; shift -= 2) {
+        uint32_t step = 1u << shift, reached = count_from(pick, own, order, step, shift / 2 % 2);
+        for (int32_t i = 0; i < 3; i++)
+            order += (int32_t)(reached >> 10 * i & 1023) >= count ? step : 0;
+    }
     return value_of(max(order, order_of(-FLT_MAX)));
+}
+
+__device__ static inline void list_key(struct pick *pick, uint64_t key, uint64_t low, uint64_t high)
+{
+    if (key < low || key > high)
+        return;
+    int32_t place = atomicAdd(&pick->list_count, 1);
+    if (place < LIST_MAX)
+        pick->list[place] = key;
 }
 
 /* Lists the keys from `low` to `high`, in any order; how many there are. More than LIST_MAX are
@@ -78,14 +94,9 @@ __device__ static int32_t collect(struct pick *pick, const struct source &source
         for (int32_t i = warp_of(); i < pick->active_count; i += WARPS) {
             int32_t run = take(x, ahead, pick, source, first, i);
 #pragma unroll
-            for (int32_t j = 0; j < LANE_VALUES; j++) {
-                uint64_t key = key_of(x[j], token_of(run, j));
-                if (x[j] < floor || key < low || key > high)
-                    continue;
-                int32_t place = atomicAdd(&pick->list_count, 1);
-                if (place < LIST_MAX)
-                    pick->list[place] = key;
-            }
+            for (int32_t j = 0; j < LANE_VALUES; j++)
+                if (x[j] >= floor)
+                    list_key(pick, key_of(x[j], token_of(run, j)), low, high);
             int32_t listed = lane_of() == 0 ? atomicAdd(&pick->list_count, 0) : 0;
             if (__shfl_sync(0xffffffffu, listed, 0) > LIST_MAX)
                 break;
@@ -109,25 +120,50 @@ __device__ static inline void sort_pairs(uint64_t *list, int32_t size, int32_t b
     }
 }
 
-/* Sorts the list, greatest first: a bitonic network. Where pairs are not more than a warp apart,
- * a warp's pairs are its own from step to step. */
-__device__ static void sort(struct pick *pick, int32_t count)
+/* A key a thread: its place is the number of greater ones. */
+__device__ static void sort_few(uint64_t *list, int32_t count)
+{
+    int32_t thread = (int32_t)threadIdx.x, place = 0;
+    uint64_t own = 0;
+    if (thread < count) {
+        own = list[thread];
+        for (int32_t i = 0; i < count; i++)
+            place += list[i] > own ? 1 : 0;
+    }
+    __syncthreads();
+    if (thread < count)
+        list[place] = own;
+}
+
+/* A bitonic network. Where pairs are not more than a warp apart, a warp's pairs are its own from
+ * step to step. */
+__device__ static void sort_many(uint64_t *list, int32_t count)
 {
     int32_t size = 2;
     while (size < count)
         size *= 2;
     for (int32_t i = count + (int32_t)threadIdx.x; i < size; i += THREADS)
-        pick->list[i] = 0;
+        list[i] = 0;
     __syncthreads();
     for (int32_t block = 2; block <= size; block *= 2) {
         for (int32_t apart = block / 2; apart > 0; apart /= 2) {
-            sort_pairs(pick->list, size, block, apart);
+            sort_pairs(list, size, block, apart);
             if (apart > WARP || (apart == 1 && block > WARP))
                 __syncthreads();
             else
                 __syncwarp();
         }
     }
+}
+
+/* Sorts the list, greatest first. */
+__device__ static void sort(struct pick *pick, int32_t count)
+{
+    __syncthreads();
+    if (count <= THREADS)
+        sort_few(pick->list, count);
+    else
+        sort_many(pick->list, count);
     __syncthreads();
 }
 
@@ -290,14 +326,15 @@ struct range {
 };
 
 struct bin {
-    int32_t index; /* -1: the limit is not reached */
-    int32_t count;
+    int32_t index;   /* -1: the limit is not reached */
     uint64_t before; /* of what is asked for, in higher keys */
 };
 
+/* Added to 2^23, a number is rounded to an integer in the low bits. */
 __device__ static inline int32_t value_bin(const struct range &range, float value)
 {
-    return min(__float2int_rz((range.max - value) * range.scale), BINS - 1);
+    float place = fminf((range.max - value) * range.scale, (float)(BINS - 1));
+    return __float_as_int(__fadd_rn(place, 8388608.0f)) & (BINS - 1);
 }
 
 __device__ static inline int32_t key_bin(const struct range &range, uint64_t key)
@@ -306,52 +343,52 @@ __device__ static inline int32_t key_bin(const struct range &range, uint64_t key
                            : (int32_t)((range.high - key) >> range.shift);
 }
 
-/* Fills the bins of a range. */
+__device__ static inline void fill_bin(struct pick *pick, const struct source &source,
+                                       const struct range &range, float value, int32_t token,
+                                       bool counts)
+{
+    uint64_t key = key_of(value, token);
+    if (key < range.low || key > range.high)
+        return;
+    uint64_t *bin = &pick->bin[key_bin(range, key)];
+    if (counts)
+        atomicAdd((uint32_t *)bin, 1);
+    else
+        add_mass(bin, mass_of(value, source));
+}
+
+/* Fills the bins of a range with what is asked for. */
 __device__ static void fill_bins(struct pick *pick, const struct source &source,
                                  const struct range &range, bool counts)
 {
     float floor = key_value(range.low), x[LANE_VALUES], ahead[LANE_VALUES];
     __syncthreads();
-    for (int32_t i = threadIdx.x; i < BINS; i += THREADS) {
-        pick->bin.mass[i] = 0;
-        pick->bin.count[i] = 0;
-    }
+    for (int32_t i = threadIdx.x; i < BINS; i += THREADS)
+        pick->bin[i] = 0;
     for (int32_t first = 0; first < source.run_count; first += STRIP) {
         make_active(pick, source, first, floor);
         for (int32_t i = warp_of(); i < pick->active_count; i += WARPS) {
             int32_t run = take(x, ahead, pick, source, first, i);
 #pragma unroll
-            for (int32_t j = 0; j < LANE_VALUES; j++) {
-                uint64_t key = key_of(x[j], token_of(run, j));
-                if (x[j] < floor || key < range.low || key > range.high)
-                    continue;
-                int32_t bin = key_bin(range, key);
-                uint64_t mass = counts ? 0 : mass_of(x[j], source);
-                atomicAdd(&pick->bin.count[bin], 1);
-                if (mass > 0)
-                    add_mass(&pick->bin.mass[bin], mass);
-            }
+            for (int32_t j = 0; j < LANE_VALUES; j++)
+                if (x[j] >= floor)
+                    fill_bin(pick, source, range, x[j], token_of(run, j), counts);
         }
     }
     __syncthreads();
 }
 
-__device__ static inline uint64_t bin_value(const struct pick *pick, int32_t bin, bool counts)
-{
-    return counts ? (uint64_t)pick->bin.count[bin] : pick->bin.mass[bin];
-}
-
 /* The bin in which the sum reaches `limit`. */
-__device__ static struct bin find_bin(struct pick *pick, uint64_t limit, bool counts)
+__device__ static struct bin find_bin(struct pick *pick, uint64_t limit)
 {
     const int32_t span = BINS / THREADS;
     int32_t first = (int32_t)threadIdx.x * span;
     uint64_t own = 0, total;
     for (int32_t i = first; i < first + span; i++)
-        own += bin_value(pick, i, counts);
+        own += pick->bin[i];
     uint64_t before = scan(pick, own, &total);
     for (int32_t i = first; i < first + span && before < limit; i++) {
-        uint64_t value = bin_value(pick, i, counts);
+        uint64_t value = pick->bin[i];
         if (before + value >= limit) {
             pick->found = i;
             pick->found_mass = before;
@@ -359,11 +396,10 @@ __device__ static struct bin find_bin(struct pick *pick, uint64_t limit, bool co
         before += value;
     }
     __syncthreads();
-    struct bin bin = {-1, 0, 0};
+    struct bin bin = {-1, 0};
     if (total >= limit) {
         bin.index = pick->found;
         bin.before = pick->found_mass;
-        bin.count = pick->bin.count[bin.index];
     }
     __syncthreads();
     return bin;
@@ -428,18 +464,18 @@ __device__ static uint64_t least_kept(struct pick *pick, const struct source &so
                                       uint64_t limit, bool counts)
 {
     struct range range = {low, UINT64_MAX, source.max, 0.0f, -1};
-    struct bin bin;
+    int32_t count;
     range.scale = (float)BINS / 32.0f * source.heat.high;
     range.high = key_from(source.max) | UINT32_MAX;
     do {
         fill_bins(pick, source, range, counts);
-        bin = find_bin(pick, limit, counts);
+        struct bin bin = find_bin(pick, limit);
         if (bin.index < 0)
             return low;
         limit -= bin.before;
         narrow(&range, bin.index);
-    } while (bin.count > LIST_MAX);
-    int32_t count = collect(pick, source, range.low, range.high);
+        count = collect(pick, source, range.low, range.high);
+    } while (count > LIST_MAX);
     sort(pick, count);
     return find_listed(pick, source, count, limit, counts);
 }
