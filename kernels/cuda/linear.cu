@@ -87,8 +87,7 @@ static void linear_part(struct device *device, enum format format, const struct 
     }
 }
 
-/* bf16 on the tensor cores: true when this GPU and these rows are for them. */
-static bool matmul(struct device *device, const struct linear_part &part, bool f32)
+static struct matmul matmul_of(const struct linear_part &part)
 {
     struct matmul call = {};
     call.out = part.out;
@@ -101,6 +100,13 @@ static bool matmul(struct device *device, const struct linear_part &part, bool f
     call.in = part.in;
     call.T = part.T;
     call.softcap = part.softcap;
+    return call;
+}
+
+/* bf16 on the tensor cores: true when this GPU and these rows are for them. */
+static bool matmul(struct device *device, const struct linear_part &part, bool f32)
+{
+    struct matmul call = matmul_of(part);
     call.f32 = f32;
     if (!cuda_matmul_fits(device, call))
         return false;
@@ -133,12 +139,42 @@ void cuda_linear(struct device *device, struct activation out, struct activation
                  const struct weight *weight, int32_t T)
 {
     struct linear_part part = {};
+    assert(!weight->interleaved);
     part.out = out.data;
     part.out_stride = out.stride;
     part.x = (const bf16 *)x.data;
     part.x_stride = x.stride;
     part.T = T;
     linear<bf16>(device, part, weight);
+}
+
+void cuda_gated_linear(struct device *device, struct activation out, struct activation gate_up,
+                       struct activation x, const struct weight *weight, enum act_kind act,
+                       int32_t T)
+{
+    struct linear_part part = {};
+    assert(weight->gated);
+    if (T == 0)
+        return;
+    if (!weight->interleaved) {
+        cuda_linear(device, gate_up, x, weight, T);
+        cuda_act_mul(device, out, gate_up, act, T, weight->out / 2);
+        return;
+    }
+    part.out = out.data;
+    part.out_stride = out.stride;
+    part.x = (const bf16 *)x.data;
+    part.x_stride = x.stride;
+    part.weight = (const uint8_t *)weight->part[0].data;
+    part.bias = weight->bias;
+    part.count = weight->out;
+    part.in = weight->in;
+    part.T = T;
+    struct matmul call = matmul_of(part);
+    call.gated = true;
+    call.act = act;
+    assert(cuda_matmul_fits(device, call)); /* activations come in chunks, or pack would not have */
+    cuda_matmul(device, call);
 }
 
 void cuda_logits(struct device *device, float *logits, struct activation x,

@@ -182,6 +182,33 @@ __device__ static inline uint32_t turned(uint32_t pair)
     return result;
 }
 
+/* The same of a gated weight: eight rows of gate are the upper half of a warp's, their eight of up
+ * the lower one. */
+template <int N>
+__device__ static inline void store_gated_turned(const float (&sum)[N / 8][4],
+                                                 const struct matmul &call, int32_t tile_rows,
+                                                 struct tile_place place)
+{
+    int32_t lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+    int32_t row = threadIdx.x / WARP * 16, output = place.row + row;
+    if (row >= tile_rows || output >= call.count)
+        return;
+    float gate_bias = call.bias != NULL ? call.bias[output + g] : 0.0f;
+    float up_bias = call.bias != NULL ? call.bias[output + 8 + g] : 0.0f;
+#pragma unroll
+    for (int32_t n = 0; n < N / 8; n++) {
+        int32_t token = place.column + n * 8;
+        if (token >= call.T)
+            break;
+        float first = activate(call.act, sum[n][0] + gate_bias) * (sum[n][2] + up_bias);
+        float second = activate(call.act, sum[n][1] + gate_bias) * (sum[n][3] + up_bias);
+        uint32_t pair = turned(pack_bf16(first, second));
+        bf16 *out = (bf16 *)call.out + (token + g) * call.out_stride + output / 2 + 2 * t;
+        if (token + g < call.T)
+            *(uint32_t *)out = pair;
+    }
+}
+
 /* Rows are outputs, columns tokens. Four bytes of a thread, whole sectors of a warp. */
 template <int N, bool F32>
 __device__ static inline void store_turned(const float (&sum)[N / 8][4], const struct matmul &call,
@@ -269,6 +296,38 @@ __device__ static inline void store(const float (&sum)[N / 8][4], const struct m
     }
 }
 
+/* The same of a gated weight: of neighbouring eights of columns, one is gate and one up. */
+template <int N>
+__device__ static inline void store_gated(const float (&sum)[N / 8][4], const struct matmul &call,
+                                          struct tile_place place)
+{
+    int32_t lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int32_t n = 0; n < N / 8; n += 8) {
+        int32_t output = (place.column + n * 8) / 2;
+#pragma unroll
+        for (int32_t half = 0; half < 2; half++) {
+            int32_t token = place.row + threadIdx.x / WARP * 16 + half * 8 + g;
+            uint32_t piece[4];
+#pragma unroll
+            for (int32_t j = 0; j < 4; j++) {
+                int32_t own = place.column + (n + 2 * j) * 8 + 2 * t, m = n + 2 * j;
+                bool biased = call.bias != NULL && own < call.count;
+                float2 gate = biased ? *(const float2 *)(call.bias + own) : make_float2(0, 0);
+                float2 up = biased ? *(const float2 *)(call.bias + own + 8) : make_float2(0, 0);
+                piece[j] = pack_bf16(
+                    activate(call.act, sum[m][2 * half] + gate.x) * (sum[m + 1][2 * half] + up.x),
+                    activate(call.act, sum[m][2 * half + 1] + gate.y) *
+                        (sum[m + 1][2 * half + 1] + up.y));
+            }
+            exchange(piece);
+            if (token < call.T && output + t * 8 < call.count / 2)
+                *(uint4 *)((bf16 *)call.out + token * call.out_stride + output + t * 8) =
+                    make_uint4(piece[0], piece[1], piece[2], piece[3]);
+        }
+    }
+}
+
 template <int GROUPS, int N, int CLUSTER, bool WEIGHT_ROWS, bool F32>
 __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
     matmul_kernel(const __grid_constant__ CUtensorMap rows,
@@ -280,6 +339,10 @@ __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
     uint32_t stages = (shared_address(dynamic) + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
     uint32_t full = shared_address(barrier), empty = full + STAGES_MAX * 8;
 
+    if (threadIdx.x == GROUPS * WARPGROUP) {
+        bulk_prefetch(&rows);
+        bulk_prefetch(&columns);
+    }
     if (threadIdx.x == 0) {
         for (int32_t i = 0; i < tiles.stage_count; i++) {
             barrier_make(full + i * 8, 1);
@@ -313,8 +376,12 @@ __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
                 for (int32_t i = 0; i < 4; i++)
                     sum[n][i] = 0.0f;
             multiply<GROUPS, N, CLUSTER>(sum, ring, tiles, steps, stages, full, empty);
-            if (WEIGHT_ROWS)
+            if (WEIGHT_ROWS && !F32 && call.gated)
+                store_gated_turned<N>(sum, call, tiles.tile_rows, place);
+            else if (WEIGHT_ROWS)
                 store_turned<N, F32>(sum, call, tiles.tile_rows, place);
+            else if (call.gated)
+                store_gated<N>(sum, call, place);
             else
                 store<N>(sum, call, place);
         }
@@ -439,7 +506,9 @@ static double estimate(const struct device *device, const struct matmul_variant 
     double blocks = (double)tiles.row_tiles * tiles.column_tiles;
     double rounds = ceil(blocks / cores);
     double steps = ceil(call.in / (double)DEPTH);
-    double work = rounds * (steps * variant->step_us + store_us);
+    /* tiles of fewer rows take as long, nearly, and read by more multiprocessors at once */
+    double step_us = variant->step_us * (0.9 + 0.1 * tiles.tile_rows / (variant->groups * 64.0));
+    double work = rounds * (steps * step_us + store_us);
     double memory =
         ((double)call.count + call.T) * call.in * (double)sizeof(bf16) / memory_bytes_us;
     if (rounds > 1.0)
@@ -470,7 +539,7 @@ static struct matmul_choice choose(const struct device *device, const struct mat
     for (int32_t v = 0; v < VARIANTS; v++) {
         const struct matmul_variant *variant = &variants[v];
         int32_t most = variant->groups * GROUP_ROWS;
-        int32_t least = variant->groups > 1 ? most : 8;
+        int32_t least = variant->groups > 1 ? most : 16;
         if (variant->weight_rows && call.T > variant->columns)
             continue;
         if (variant->launch[call.f32] == NULL)

@@ -225,7 +225,7 @@ static void check_linear(enum format format, int32_t out, int32_t in, int32_t T)
     struct weight weight;
     struct weight_source source = {format, out, in, data};
 
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, bias), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, bias, false), ==, 0);
     put_rounded(device, x, value, T, in);
     subject.ops->linear(device, y, x, &weight, T);
     subject.ops->get(device, got, y, T, out);
@@ -290,7 +290,7 @@ static void linear_joins_parts(void)
         data[i] = random_weight(&seed, format[i], out[i], IN);
         source[i] = (struct weight_source){format[i], out[i], IN, data[i]};
     }
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, source, 3, NULL), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, source, 3, NULL, false), ==, 0);
     EXPECT_INT(weight.out, ==, OUT);
     put_rounded(device, x, value, T, IN);
     subject.ops->linear(device, y, x, &weight, T);
@@ -327,7 +327,7 @@ static void logits_are_capped(void)
     struct weight_source source = {FORMAT_Q8_0, V, IN, data};
     double expected[V];
 
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL, false), ==, 0);
     put_rounded(device, x, value, S, IN);
     subject.ops->logits(device, logits, x, &weight, 30.0f, S);
     subject.ops->download(device, got, logits, S * V * sizeof(*got));
@@ -377,7 +377,7 @@ static void embed_gives_scaled_rows(void)
 
         for (int t = 0; t < T; t++)
             token[t] = t == 0 ? V - 1 : random_below(&seed, V);
-        EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL), ==, 0);
+        EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL, false), ==, 0);
         begin_tokens(device, token, T, 0, NULL);
         subject.ops->embed(device, out, &weight, 25.25f, PADDED);
         subject.ops->get(device, got, out, PADDED, D);
