@@ -3,7 +3,8 @@
  * A warp makes one output o for a tile of TOKENS tokens, so that a weight is dequantised once
  * for all of them; a block is WARPS outputs. Lane l adds k = l, l + 32, ... in this order and
  * the lanes are joined by a butterfly: the order depends on `in` alone, never on T or the tile.
- * The plain version, for what is not bf16 (matmul.cu has that) and for other GPUs.
+ * The plain version, for other GPUs and rows that do not come in chunks: matmul.cu and
+ * matmul_packed.cu have the rest.
  */
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/dequantise.cuh"
@@ -103,14 +104,18 @@ static struct matmul matmul_of(const struct linear_part &part)
     return call;
 }
 
-/* bf16 on the tensor cores: true when this GPU and these rows are for them. */
-static bool matmul(struct device *device, const struct linear_part &part, bool f32)
+/* On the tensor cores: true when this GPU and these rows are for them. */
+static bool matmul(struct device *device, const struct linear_part &part, enum format format,
+                   bool f32)
 {
     struct matmul call = matmul_of(part);
     call.f32 = f32;
-    if (!cuda_matmul_fits(device, call))
+    if (format == FORMAT_BF16 && cuda_matmul_fits(device, call))
+        cuda_matmul(device, call);
+    else if (format != FORMAT_BF16 && cuda_matmul_packed_fits(device, call, format))
+        cuda_matmul_packed(device, call, format, part.weight);
+    else
         return false;
-    cuda_matmul(device, call);
     return true;
 }
 
@@ -128,8 +133,7 @@ static void linear(struct device *device, struct linear_part part, const struct 
         part.weight = (const uint8_t *)weight->part[i].data;
         part.row_bytes = (int64_t)format_row_bytes(weight->part[i].format, weight->in);
         part.bias = weight->bias != NULL ? weight->bias + done : NULL;
-        if (weight->part[i].format != FORMAT_BF16 ||
-            !matmul(device, part, sizeof(Out) == sizeof(float)))
+        if (!matmul(device, part, weight->part[i].format, sizeof(Out) == sizeof(float)))
             linear_part<Out>(device, weight->part[i].format, &part);
         done += weight->part[i].out;
     }

@@ -26,4 +26,10 @@ struct matmul {
 bool cuda_matmul_fits(const struct device *device, const struct matmul &call);
 void cuda_matmul(struct device *device, const struct matmul &call);
 
+/* The same of weights that lie as in their file (`call.weight` is not looked at). */
+bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &call,
+                             enum format format);
+void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format,
+                        const void *data);
+
 #endif
