@@ -63,7 +63,7 @@ struct step_start {
     struct sampling sampling;
 };
 
-/* Entry `index` of a slot's block table in `group` becomes `block`. */
+/* Entry `index` of a slot's block table in `group` becomes `block`: an entry at most once a step. */
 struct step_change {
     int32_t slot;
     int32_t group;
@@ -156,6 +156,8 @@ struct weight {
         void *data;
     } part[WEIGHT_PART_MAX];
     float *bias; /* [out] on the device, or NULL */
+    bool gated;  /* gate and up of a feed-forward: for gated_linear alone */
+    bool interleaved; /* how a backend laid them out */
 };
 
 /* Bytes of KV are the backend's secret; so is their layout. */
@@ -200,6 +202,7 @@ struct device_ops {
     const char *name;        /* "cpu", "cuda" */
     size_t activation_bytes; /* of one element of an activation */
     size_t residual_bytes;   /* of one element of the residual stream */
+    int32_t logit_rows;      /* samples whose logits are best made at once */
 
     /* Life. `open` gives 0, or a negative errno and one line in `error`. */
     int (*open)(struct device **device, const struct device_options *options, char *error,
@@ -219,10 +222,12 @@ struct device_ops {
     void (*get)(struct device *device, float *target, struct activation source, int32_t rows,
                 int32_t width);
 
-    /* Weights. `bias` is f32 [out] on the host, or NULL. 0, -ENOMEM or -ENOTSUP. */
+    /* Weights. `bias` is f32 [out] on the host, or NULL. A `gated` one is [gate | up], the same
+     * number of outputs each. 0, -ENOMEM or -ENOTSUP. */
     size_t (*weight_bytes)(struct device *device, enum format format, int32_t out, int32_t in);
     int (*weight_pack)(struct device *device, struct weight *weight,
-                       const struct weight_source *source, int32_t part_count, const float *bias);
+                       const struct weight_source *source, int32_t part_count, const float *bias,
+                       bool gated);
 
     /* KV. */
     size_t (*kv_block_bytes)(struct device *device, const struct kv_shape *shape);
@@ -257,6 +262,11 @@ struct device_ops {
     /* out = x . weight^T + bias. [T, in] to [T, out] */
     void (*linear)(struct device *device, struct activation out, struct activation x,
                    const struct weight *weight, int32_t T);
+    /* out = act(gate) * up of x . weight^T + bias, a gated weight of 2F outputs. [T, in] to [T, F];
+     * `gate_up` [T, 2F] may be written on the way. */
+    void (*gated_linear)(struct device *device, struct activation out, struct activation gate_up,
+                         struct activation x, const struct weight *weight, enum act_kind act,
+                         int32_t T);
     /* out = act(gate) * up of [gate | up]. [T, 2F] to [T, F] */
     void (*act_mul)(struct device *device, struct activation out, struct activation gate_up,
                     enum act_kind act, int32_t T, int32_t F);

@@ -160,31 +160,85 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
     return part->data != NULL;
 }
 
+/* Eight outputs of gate, the eight of up that go with them, and so on: a thread of the product has
+ * both (matmul.cu). True when the parts can be laid out so. */
+static bool interleaves(const struct device *device, const struct weight_source *source,
+                        int32_t part_count)
+{
+    bool even = part_count == 1 ? source[0].out % 16 == 0
+                                : part_count == 2 && source[0].out == source[1].out &&
+                                      source[0].out % 8 == 0;
+    return even && device->hopper && source[0].format == FORMAT_BF16 && joined(source, part_count) &&
+           source[0].in % CHUNK == 0;
+}
+
+static bool pack_gated(struct device *device, struct weight *weight,
+                       const struct weight_source *source, int32_t part_count)
+{
+    size_t row_bytes = format_row_bytes(source[0].format, source[0].in), eight = 8 * row_bytes;
+    size_t half = (size_t)weight->out / 2;
+    uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes);
+    if (target == NULL)
+        return false;
+    for (int32_t i = 0; i < 2; i++) {
+        const uint8_t *from = part_count == 2 ? (const uint8_t *)source[i].data
+                                              : (const uint8_t *)source[0].data + i * half * row_bytes;
+        (void)cuda_check(device,
+                         cudaMemcpy2DAsync(target + i * eight, 2 * eight, from, eight, eight,
+                                           half / 8, cudaMemcpyHostToDevice, device->stream),
+                         __func__);
+    }
+    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
+    weight->part_count = 1;
+    weight->part[0].format = source[0].format;
+    weight->part[0].out = weight->out;
+    weight->part[0].data = target;
+    weight->interleaved = true;
+    return true;
+}
+
+static bool pack_bias(struct device *device, struct weight *weight, const float *bias)
+{
+    size_t count = (size_t)weight->out, bytes = count * sizeof(float);
+    float *ordered = (float *)malloc(bytes);
+    weight->bias = (float *)cuda_alloc(device, bytes);
+    bool good = weight->bias != NULL && ordered != NULL;
+    for (size_t i = 0; good && i < count; i++) {
+        size_t half = count / 2, of = i % half;
+        size_t place = weight->interleaved ? of / 8 * 16 + i / half * 8 + of % 8 : i;
+        ordered[place] = bias[i];
+    }
+    if (good)
+        cuda_upload(device, weight->bias, ordered, bytes);
+    free(ordered);
+    return good;
+}
+
 static int cuda_weight_pack(struct device *device, struct weight *weight,
                             const struct weight_source *source, int32_t part_count,
-                            const float *bias)
+                            const float *bias, bool gated)
 {
+    bool good = true;
     assert(part_count > 0);
     assert(part_count <= WEIGHT_PART_MAX);
     *weight = {};
     weight->in = source[0].in;
+    weight->gated = gated;
     for (int32_t i = 0; i < part_count; i++) {
         assert(source[i].in == weight->in);
         weight->out += source[i].out;
     }
-    weight->part_count = joined(source, part_count) ? 1 : part_count;
-    for (int32_t i = 0; i < weight->part_count; i++)
-        if (!pack_part(device, &weight->part[i], source + i,
-                       weight->part_count == 1 ? part_count : 1))
-            return -ENOMEM;
-    if (bias == NULL)
-        return 0;
-    size_t bias_bytes = (size_t)weight->out * sizeof(float);
-    weight->bias = (float *)cuda_alloc(device, bias_bytes);
-    if (weight->bias == NULL)
-        return -ENOMEM;
-    cuda_upload(device, weight->bias, bias, bias_bytes);
-    return 0;
+    if (gated && interleaves(device, source, part_count)) {
+        good = pack_gated(device, weight, source, part_count);
+    } else {
+        weight->part_count = joined(source, part_count) ? 1 : part_count;
+        for (int32_t i = 0; good && i < weight->part_count; i++)
+            good = pack_part(device, &weight->part[i], source + i,
+                             weight->part_count == 1 ? part_count : 1);
+    }
+    if (good && bias != NULL)
+        good = pack_bias(device, weight, bias);
+    return good ? 0 : -ENOMEM;
 }
 
 /* ---- life ---- */
@@ -306,6 +360,7 @@ static const struct device_ops ops = {
     .name = "cuda",
     .activation_bytes = sizeof(bf16),
     .residual_bytes = sizeof(float),
+    .logit_rows = 256,
     .open = cuda_open,
     .close = cuda_close,
     .memory_free = cuda_memory_free,
@@ -330,6 +385,7 @@ static const struct device_ops ops = {
     .norm = cuda_norm,
     .add_norm = cuda_add_norm,
     .linear = cuda_linear,
+    .gated_linear = cuda_gated_linear,
     .act_mul = cuda_act_mul,
     .rope_store = cuda_rope_store,
     .attention = cuda_attention,

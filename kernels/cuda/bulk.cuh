@@ -54,6 +54,12 @@ __device__ static inline void barrier_wait(uint32_t barrier, uint32_t parity)
                  : "memory");
 }
 
+/* The map itself, before its first use. */
+__device__ static inline void bulk_prefetch(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 /* The box at (column, row) of `map` to `target`. What lies outside is zeros, and counts. */
 __device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map, int32_t column,
                                         int32_t row, uint32_t barrier)
@@ -124,6 +130,10 @@ __device__ static inline void barrier_arrive(uint32_t, uint32_t)
 }
 
 __device__ static inline void barrier_wait(uint32_t, uint32_t)
+{
+}
+
+__device__ static inline void bulk_prefetch(const CUtensorMap *)
 {
 }
 

@@ -59,7 +59,6 @@ struct step_view {
     const struct step_counts *counts;
     const struct step_start *start; /* [slot_max] */
     const int32_t *history;         /* [history_max] */
-    const struct step_change *change;
     const struct step_move *move;
     const struct step_row *row;       /* [slot_max] */
     const struct step_sample *sample; /* [sample_max] */
@@ -191,7 +190,6 @@ int cuda_sync(struct device *device);
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);
 int cuda_kv_open(struct device *device, const struct kv_shape *shape);
 void cuda_kv_close(struct device *device);
-void cuda_kv_change(struct device *device, int32_t change_count);
 void cuda_kv_copy(struct device *device, int32_t move_count);
 
 /* graph.cu */
@@ -215,6 +213,9 @@ void cuda_add_norm(struct device *device, struct activation out, struct activati
                    float eps, int32_t T, int32_t D);
 void cuda_linear(struct device *device, struct activation out, struct activation x,
                  const struct weight *weight, int32_t T);
+void cuda_gated_linear(struct device *device, struct activation out, struct activation gate_up,
+                       struct activation x, const struct weight *weight, enum act_kind act,
+                       int32_t T);
 void cuda_act_mul(struct device *device, struct activation out, struct activation gate_up,
                   enum act_kind act, int32_t T, int32_t F);
 void cuda_rope_store(struct device *device, struct activation qkv,
