@@ -18,14 +18,13 @@
 enum {
     START_THREADS = 1024,
     BLOCKS = 3,   /* of a multiprocessor */
-    DEPTH = 3,    /* runs that a warp has on their way */
+    DEPTH = 2,    /* runs that a warp has on their way */
     SPAN_MAX = 9, /* runs of a warp */
 };
 
 /* ---- sums of runs ---- */
 
-/* A sample's sources: the raw logits, of which `raw` says where they are, and what is drawn from.
- */
+/* A sample's two sources: the raw logits, as `raw` says where they are, and what is drawn from. */
 __device__ static void open_sources(struct source *source, struct source raw,
                                     const struct step_sample &sample, struct slot_view slots)
 {
@@ -75,7 +74,7 @@ __device__ static __forceinline__ void sum_run(float (&x)[LANE_VALUES], const st
         write_sum(&source[1].sum[run], sum);
 }
 
-/* Every WARPS-th run from `run` to `end`; the first `depth` of them are on their way. */
+/* Every WARPS-th run from `run` to `end`; the first DEPTH of them are on their way. */
 template <bool changed, int depth>
 __device__ static __forceinline__ void sum_runs(float (&x)[DEPTH][LANE_VALUES],
                                                 const struct source *source, bool reports,
