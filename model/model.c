@@ -137,6 +137,8 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->block_tokens = options->block_tokens;
     snprintf(info->note, sizeof(info->note), "%s", summary.note);
     source_defaults(source, &info->defaults);
+    if (options->generation != NULL)
+        info->defaults = options->generation->defaults;
 }
 
 static void add_end(struct model_info *info, int32_t token)
@@ -149,7 +151,8 @@ static void add_end(struct model_info *info, int32_t token)
 }
 
 /* What the settings say, and what the vocabulary says: files that disagree mean both. */
-static void find_ends(struct model *model, const struct source *source)
+static void find_ends(struct model *model, const struct model_generation *generation,
+                      const struct source *source)
 {
     struct model_info *info = &model->info;
     int32_t stated[MODEL_END_MAX], count = source_ends(source, stated, MODEL_END_MAX);
@@ -157,6 +160,9 @@ static void find_ends(struct model *model, const struct source *source)
     for (int32_t i = 0; i < count; i++)
         if (stated[i] < info->vocab_count)
             add_end(info, stated[i]);
+    for (int32_t i = 0; generation != NULL && i < generation->end_count; i++)
+        if (generation->end_token[i] < info->vocab_count)
+            add_end(info, generation->end_token[i]);
     for (int32_t i = 0; model->tokenizer != NULL && i < tokenizer_count(model->tokenizer); i++)
         if (tokenizer_ends(model->tokenizer, i))
             add_end(info, i);
@@ -280,7 +286,7 @@ int model_open(struct model **target, const struct model_options *options, char 
         status = load(model, options, source, false);
     if (status == 0) {
         fill_info(model, options, source);
-        find_ends(model, source);
+        find_ends(model, options->generation, source);
         status = allocate_batches(model, options, source);
     }
     if (status != 0) {
@@ -330,7 +336,7 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
     }
     if (status == 0) {
         fill_info(model, options, source);
-        find_ends(model, source);
+        find_ends(model, options->generation, source);
         fill_inspection(inspection, model);
     }
     model_close(model);

@@ -35,6 +35,8 @@ struct model_options {
     double memory_share; /* of the device's memory (CPU: of the free memory) in use at most */
     int64_t kv_bytes;    /* 0: computed from memory_share; else exactly this */
     int64_t kv_most;     /* with memory_share: no more than this; 0: no limit */
+    /* In place of the model's own defaults, and its ends are added; NULL: none. */
+    const struct model_generation *generation;
     /* Called from the opening thread while it loads: share 0 to 1, and what is done. */
     void (*progress)(void *context, double share, const char *what);
     void *progress_context;
@@ -43,11 +45,20 @@ struct model_options {
 /* What a model's makers would sample with, as far as they say. */
 struct model_defaults {
     bool has_temperature, has_top_p, has_top_k, has_min_p, has_repetition_penalty;
+    bool has_max_new_tokens;
     float temperature;
     float top_p;
     float min_p;
     float repetition_penalty;
     int32_t top_k;
+    int32_t max_new_tokens;
+};
+
+/* A generation_config.json. */
+struct model_generation {
+    struct model_defaults defaults;
+    int32_t end_count;
+    int32_t end_token[MODEL_END_MAX];
 };
 
 struct model_info {
@@ -77,6 +88,14 @@ struct batch {
     struct step step;
     struct step_result result;
 };
+
+/* Reads a folder's generation_config.json: 0, -EINVAL, -ENOMEM or open's errno, and one line. */
+int model_read_generation(struct model_generation *generation, const char *folder, char *error,
+                          size_t error_bytes);
+/* Reads defaults from an object of them alone: a member that is none is refused. 0, -EINVAL or
+ * -ENOMEM, and one line. */
+int model_read_defaults(struct model_defaults *defaults, const char *json, char *error,
+                        size_t error_bytes);
 
 /* 0, or a negative errno and one line in `error`: -ENOENT, -EINVAL (broken or hostile file),
  * -ENOTSUP (a format, architecture or option that is not supported), -ENOMEM, -ENODEV. */

@@ -7,6 +7,7 @@
 #include "model/model.h"
 #include "server/command.h"
 #include "server/config.h"
+#include "server/defaults.h"
 #include "server/engine.h"
 #include "server/http.h"
 #include "server/log.h"
@@ -115,12 +116,19 @@ static int load_model(struct serving *serving)
 {
     const struct config *config = &serving->config;
     struct model_options options;
+    struct model_generation generation;
     char error[1024];
+    int result = 0;
 
     command_model_options(config, &options);
     options.progress = tell_progress;
     options.progress_context = serving;
-    int result = model_open(&serving->model, &options, error, sizeof error);
+    if (defaults_folder(config) != NULL) {
+        result = model_read_generation(&generation, defaults_folder(config), error, sizeof error);
+        options.generation = &generation;
+    }
+    if (result == 0)
+        result = model_open(&serving->model, &options, error, sizeof error);
     if (result < 0) {
         if (serving->terminal)
             fprintf(stderr, "\r%80s\r", "");
@@ -137,6 +145,7 @@ static void log_ready(const struct serving *serving)
     const struct model_info *info = model_info(serving->model);
     int64_t token_count = (int64_t)info->block_count * info->block_tokens;
     const char *host = config->host;
+    char defaults[256];
 
     log_info("model", "loaded name=\"%s\" architecture=%s format=%s parameters=%lld device=\"%s\"",
              info->name, info->architecture, info->format, (long long)info->parameter_count,
@@ -151,6 +160,9 @@ static void log_ready(const struct serving *serving)
              "step_tokens=%d",
              info->block_count, info->block_tokens, (long long)token_count, info->context_max,
              config->max_num_seqs, config->max_num_batched_tokens);
+    defaults_describe(engine_defaults(serving->engine), defaults, sizeof defaults);
+    log_info("engine", "sampling defaults %s generation_config=%s", defaults,
+             config->generation_config);
     log_info("main", "ready url=http://%s%s%s:%d model=\"%s\" seconds=%.2f",
              strchr(host, ':') != NULL ? "[" : "", host, strchr(host, ':') != NULL ? "]" : "",
              http_port(serving->http), config->served_model_name.item[0],

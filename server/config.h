@@ -91,6 +91,13 @@
     OPTION(LIMITS, BYTES, max_stop_bytes, "4K", 1, 1 << 20, "", "bytes of one stop string")        \
     OPTION(LIMITS, INT, max_logprobs, "20", 0, 32, "",                                             \
            "likeliest tokens that a request may ask for")                                          \
+    OPTION(LIMITS, STRING, generation_config, "auto", 0, 0, "",                                    \
+           "sampling defaults of requests: auto (the model's generation_config.json), vllm "       \
+           "(neutral ones), or the path of a folder with such a file, whose max_new_tokens "       \
+           "then bounds every answer")                                                             \
+    OPTION(LIMITS, STRING, override_generation_config, "", 0, 0, "",                               \
+           "JSON object laid over them: temperature, top_p, top_k, min_p, repetition_penalty, "    \
+           "and max_new_tokens, which bounds every answer")                                        \
     OPTION(LOG, CHOICE, log_level, "info", 0, 3, "error|warn|info|debug", "least severe to log")   \
     OPTION(LOG, CHOICE, log_format, "text", 0, 1, "text|json", "form of a log line")               \
     OPTION(LOG, BOOL, access_log, "true", 0, 1, "", "log a line for each request at its end")      \
@@ -111,7 +118,7 @@
     GROUP(DEVICE, "Device and memory")                                                             \
     GROUP(SCHEDULER, "Scheduler")                                                                  \
     GROUP(HTTP, "HTTP")                                                                            \
-    GROUP(LIMITS, "Limits of a request")                                                           \
+    GROUP(LIMITS, "Limits and defaults of a request")                                              \
     GROUP(LOG, "Log")                                                                              \
     GROUP(BENCH, "Benchmark")
 

@@ -530,6 +530,12 @@ static void fill_info(struct model_info *info, const struct model_options *optio
     info->block_count = options->block_count > 0 ? options->block_count : 4096;
     info->end_count = 1;
     info->end_token[0] = FAKE_EOS;
+    if (options->generation != NULL) {
+        const struct model_generation *generation = options->generation;
+        info->defaults = generation->defaults;
+        for (int32_t i = 0; i < generation->end_count && info->end_count < MODEL_END_MAX; i++)
+            info->end_token[info->end_count++] = generation->end_token[i];
+    }
 }
 
 /* Takes the time it was told to, a hundredth at a time. */
