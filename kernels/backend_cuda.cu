@@ -246,6 +246,7 @@ static const struct device_ops ops = {
     .close = cuda_close,
     .memory_free = cuda_memory_free,
     .describe = cuda_describe,
+    .read_rate = cuda_read_rate,
     .alloc = cuda_alloc,
     .upload = cuda_upload,
     .download = cuda_download,

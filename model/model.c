@@ -127,6 +127,8 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->parameter_count = summary.parameter_count;
     info->file_bytes = summary.file_bytes;
     info->weight_bytes = ledger->weight_bytes;
+    info->step_bytes = rank_step_bytes(model->rank);
+    info->read_rate = rank_read_rate(model->rank);
     info->kv_bytes = ledger->kv_bytes;
     info->workspace_bytes = ledger->workspace_bytes;
     info->layer_count = model->shape.layer_count;
@@ -219,6 +221,7 @@ static int load(struct model *model, const struct model_options *options, struct
         .shape = &model->shape,
         .source = source,
         .measure = measure,
+        .read_rate = options->read_rate,
         .wish = {.context_max = options->context_max,
                  .slot_max = options->slot_max,
                  .block_tokens = options->block_tokens,
@@ -363,6 +366,18 @@ const struct model_info *model_info(const struct model *model)
 const struct tokenizer *model_tokenizer(const struct model *model)
 {
     return model->tokenizer;
+}
+
+int64_t model_kv_bytes(const struct model *model, int32_t context)
+{
+    const struct shape *shape = &model->shape;
+    int64_t token_bytes = rank_block_bytes(model->rank) / model->info.block_tokens, bytes = 0;
+
+    for (int32_t i = 0; i < shape->layer_count; i++) {
+        int32_t window = shape->layer[i].window;
+        bytes += window > 0 && window < context ? window : context;
+    }
+    return bytes * token_bytes / shape->layer_count;
 }
 
 /* ---- steps ---- */

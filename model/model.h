@@ -25,6 +25,7 @@ struct model_options {
     enum kv_dtype kv_dtype;
     bool dummy_weights;   /* of a folder: random ones in config.json's shape; none are read */
     bool skip_tokenizer;  /* the model has none, whatever its files hold */
+    bool read_rate;       /* measure what the device's memory gives, before it is filled */
     int32_t thread_count; /* CPU backend; 0: one a core */
     int32_t context_max;  /* tokens; 0: the model's own, or what fits */
     int32_t slot_max;
@@ -69,6 +70,8 @@ struct model_info {
     int64_t parameter_count;
     int64_t file_bytes;
     int64_t weight_bytes; /* as packed on the device */
+    int64_t step_bytes;   /* of them, what every step reads: all but an embedding that is no head */
+    double read_rate;     /* bytes a second, of the device's memory; 0: not measured */
     int64_t kv_bytes;     /* of all blocks */
     int64_t workspace_bytes;
     int32_t layer_count;
@@ -107,6 +110,10 @@ const struct model_info *model_info(const struct model *model);
 /* NULL for a model without a vocabulary. Good until model_close; its functions are
  * thread-safe. */
 const struct tokenizer *model_tokenizer(const struct model *model);
+
+/* Bytes of keys and values, as the device keeps them, that the next token of a sequence of
+ * `context` tokens reads: fewer where layers have windows. */
+int64_t model_kv_bytes(const struct model *model, int32_t context);
 
 /* An empty batch to fill, of two that take turns; every array has room for the options' limits.
  * Must not be called with two batches started. */

@@ -34,8 +34,9 @@
            "names that requests may use; the first is reported; default: the file's name")         \
     OPTION(MODEL, LENGTH, max_model_len, "auto", 1, 1 << 24, "",                                   \
            "longest sequence, prompt and output; auto: the model's own, or what fits")             \
-    OPTION(MODEL, BIG, seed, "0", 0, INT64_MAX, "",                                                \
-           "start of the seeds of requests that bring none")                                       \
+    OPTION(                                                                                        \
+        MODEL, BIG, seed, "0", 0, INT64_MAX, "",                                                   \
+        "start of the seeds of requests that bring none; of quire bench's prompts and arrivals")   \
     OPTION(MODEL, CHOICE, load_format, "auto", 0, 1, "auto|dummy",                                 \
            "dummy: random weights of the shape in a folder's config.json, to try speed")           \
     OPTION(MODEL, BOOL, skip_tokenizer_init, "false", 0, 1, "",                                    \
@@ -105,11 +106,19 @@
            "leave out the periodic line of throughput and load")                                   \
     OPTION(LOG, REAL, log_stats_interval, "10", 0.1, 86400, "",                                    \
            "seconds between such lines while there is work")                                       \
-    OPTION(BENCH, INT, prompt_tokens, "512", 1, 1 << 20, "", "tokens of a prompt")                 \
+    OPTION(BENCH, INT, prompt_tokens, "512", 1, 1 << 20, "",                                       \
+           "tokens of a prompt; its figure has no floor, as arithmetic bounds it and no peak of "  \
+           "that is measured")                                                                     \
+    OPTION(BENCH, INT, prompt_batch, "1", 1, 4096, "",                                             \
+           "prompts computed together in the prompt's figure")                                     \
+    OPTION(BENCH, INT, decode_prompt_tokens, "16", 1, 1 << 20, "",                                 \
+           "tokens of the prompts in front of the decode steps")                                   \
     OPTION(BENCH, INT, output_tokens, "128", 1, 1 << 20, "", "tokens of an answer")                \
     OPTION(BENCH, LIST, batch, "1,2,4,8,16,32", 0, 32, "", "sizes of the batches to decode")       \
     OPTION(BENCH, INT, requests, "32", 0, 1 << 20, "",                                             \
            "requests of the throughput run; 0: leave it out")                                      \
+    OPTION(BENCH, REAL, request_rate, "0", 0, 1e6, "",                                             \
+           "of these, arrivals a second, as a Poisson process of --seed; 0: all at once")          \
     OPTION(BENCH, INT, repeat, "5", 1, 1000, "", "runs of a figure; the median counts")            \
     OPTION(BENCH, BOOL, smoke, "false", 0, 1, "", "tiny sizes: shows that it runs, not how fast")
 

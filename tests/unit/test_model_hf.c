@@ -507,6 +507,45 @@ static void another_folders_generation_settings_take_their_place(void)
     erase("generation_config.json");
 }
 
+static void what_a_step_reads_is_known(void)
+{
+    static struct shape shape;
+    struct model_options options = {.path = folder,
+                                    .device = MODEL_DEVICE_CPU,
+                                    .slot_max = 1,
+                                    .token_max = 1,
+                                    .sample_max = 1,
+                                    .block_tokens = 16,
+                                    .block_count = 16,
+                                    .context_max = 256,
+                                    .dummy_weights = true,
+                                    .skip_tokenizer = true,
+                                    .read_rate = true};
+    struct model *model;
+    const struct model_info *info;
+
+    read_config("Qwen2ForCausalLM",
+                "\"sliding_window\":9,\"use_sliding_window\":true,\"max_window_layers\":3,"
+                "\"tie_word_embeddings\":true",
+                &shape);
+    EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, 0);
+    info = model_info(model);
+    EXPECT_INT(info->step_bytes, ==, info->weight_bytes);
+    EXPECT(info->read_rate == 0 || info->read_rate > 1e8); /* 0: memory is short here */
+    /* Four layers, the last one with a window of 9; the pool's bytes are those of 256 tokens. */
+    EXPECT_INT(model_kv_bytes(model, 4) * 64, ==, info->kv_bytes);
+    EXPECT_INT(model_kv_bytes(model, 256) * 4 * 256, ==, info->kv_bytes * (3 * 256 + 9));
+    model_close(model);
+    read_config("Qwen2ForCausalLM", "\"tie_word_embeddings\":false", &shape);
+    options.read_rate = false;
+    EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, 0);
+    info = model_info(model);
+    EXPECT(info->read_rate == 0);
+    EXPECT(info->step_bytes > 0 && info->step_bytes < info->weight_bytes);
+    EXPECT_INT(model_kv_bytes(model, 256), ==, info->kv_bytes);
+    model_close(model);
+}
+
 static void an_override_holds_defaults_alone(void)
 {
     static const char *const wrong[] = {
@@ -615,6 +654,7 @@ int main(void)
     TEST(scaled_frequencies_are_the_formulas);
     TEST(generation_settings_are_shown);
     TEST(another_folders_generation_settings_take_their_place);
+    TEST(what_a_step_reads_is_known);
     TEST(an_override_holds_defaults_alone);
     TEST(dummy_weights_are_the_same_each_time);
     TEST(without_their_files_weights_are_missed);
