@@ -33,7 +33,7 @@ struct model_options {
     int32_t sample_max;
     int32_t block_tokens;
     int32_t block_count; /* 0: computed from the memory below */
-    double memory_share; /* of the device's memory (CPU: of the free memory) in use at most */
+    double memory_share; /* of the device's memory (CPU: of the free memory) that may be taken */
     int64_t kv_bytes;    /* 0: computed from memory_share; else exactly this */
     int64_t kv_most;     /* with memory_share: no more than this; 0: no limit */
     /* In place of the model's own defaults, and its ends are added; NULL: none. */

@@ -234,6 +234,8 @@ int cmd_bench(int argc, char **argv)
         measuring.limits.waiting_max = larger(config.requests, measuring.limits.sequence_max) + 1;
         measuring.limits.length_max =
             larger(config.prompt_tokens, config.decode_prompt_tokens) + config.output_tokens + 1;
+        if (config.no_gpu[0] != '\0')
+            fprintf(stderr, "quire bench: on the CPU: %s\n", config.no_gpu);
         int result = bench_open(&measuring.bench, &config, &measuring.limits, error, sizeof error);
         if (result < 0)
             fprintf(stderr, "quire bench: %s\n", error);

@@ -152,9 +152,14 @@ static void log_ready(const struct serving *serving)
              info->device);
     if (info->note[0] != '\0')
         log_warn("model", "%s", info->note);
-    log_info("model", "memory weights_mib=%lld kv_mib=%lld workspace_mib=%lld",
-             (long long)(info->weight_bytes >> 20), (long long)(info->kv_bytes >> 20),
-             (long long)(info->workspace_bytes >> 20));
+    if (config->max_model_len == 0 && info->context_max < info->context_model)
+        log_warn("model",
+                 "the memory holds sequences of %d tokens, fewer than the model's %d; see "
+                 "kv-cache-memory-bytes and gpu-memory-utilization",
+                 info->context_max, info->context_model);
+    log_info("model", "memory weights_mib=%.1f kv_mib=%.1f workspace_mib=%.1f",
+             (double)info->weight_bytes / (1 << 20), (double)info->kv_bytes / (1 << 20),
+             (double)info->workspace_bytes / (1 << 20));
     log_info("engine",
              "limits kv_blocks=%d block_tokens=%d kv_tokens=%lld context=%d slots=%d "
              "step_tokens=%d",
@@ -267,6 +272,8 @@ int cmd_serve(int argc, char **argv)
     log_configure((enum log_level)serving.config.log_level,
                   (enum log_form)serving.config.log_format);
     log_info("main", "%s", command_version());
+    if (serving.config.no_gpu[0] != '\0')
+        log_info("main", "serving on the CPU: %s", serving.config.no_gpu);
     take_signals(&serving);
     code = start(&serving);
     if (code == EXIT_CODE_OK) {

@@ -45,10 +45,11 @@
            "where to compute; auto: a GPU when there is one")                                      \
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
     OPTION(DEVICE, REAL, gpu_memory_utilization, "0", 0, 1, "",                                    \
-           "share of the device's memory in use at most (on a CPU: of the free memory); 0: 0.92 "  \
-           "on a GPU; 0.5 on a CPU, and a KV cache of at most 4 GiB")                              \
+           "share of the device's memory that this server takes at most, refused where others "    \
+           "have it (on a CPU: of the free memory); 0: 0.92 on a GPU; 0.5 on a CPU, and a KV "     \
+           "cache of at most 4 GiB")                                                               \
     OPTION(DEVICE, BYTES, kv_cache_memory_bytes, "0", 0, INT64_MAX, "",                            \
-           "exact size of the KV cache; 0: from gpu-memory-utilization")                           \
+           "size of the KV cache, whatever gpu-memory-utilization says; 0: from that")             \
     OPTION(DEVICE, CHOICE, kv_cache_dtype, "auto", 0, 2, "auto|f16|f32",                           \
            "what keys and values are kept in; auto is f16; f32 on a CPU only")                     \
     OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, 1 << 28, "",                              \
@@ -188,6 +189,7 @@ struct config {
         int32_t line; /* of the file */
     } origin[CONFIG_OPTION_COUNT];
     char warning[256];        /* one line that an operator should see, or "" */
+    char no_gpu[256];         /* why auto means the CPU, or "" */
     struct config_text *text; /* what the strings above point into */
 };
 
