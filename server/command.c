@@ -89,8 +89,9 @@ void command_model_options(const struct config *config, struct model_options *op
         .kv_dtype = (enum kv_dtype)config->kv_cache_dtype,
         .dummy_weights = config->load_format == CONFIG_LOAD_DUMMY,
         .skip_tokenizer = config->skip_tokenizer_init,
-        /* Nobody asked for all of a laptop's memory. */
-        .kv_most = config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEVICE
+        /* Nobody asked for all of a laptop's memory; a GPU's has no other use. */
+        .kv_most = config->device == CONFIG_DEVICE_CPU &&
+                           config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEVICE
                        ? (int64_t)4 << 30
                        : 0,
     };

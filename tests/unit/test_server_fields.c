@@ -394,6 +394,23 @@ static void every_prompt_becomes_a_job_in_order(void)
     free_jobs(first);
 }
 
+static void the_models_path_is_its_name_unless_it_has_others(void)
+{
+    char *name[] = {(char *)"tiny"};
+
+    taken("{\"prompt\":\"a\",\"model\":\"/models/tiny.gguf\"}");
+    refused("{\"prompt\":\"a\",\"model\":\"/models/tiny\"}", "model_not_found", "model");
+    config.served_model_name.item = name;
+    config.served_model_name.count = 1;
+    taken("{\"prompt\":\"a\",\"model\":\"tiny\"}");
+    taken("{\"prompt\":\"a\",\"model\":\"/models/tiny.gguf\"}");
+    config.origin[CONFIG_served_model_name].source = CONFIG_BY_FLAG;
+    taken("{\"prompt\":\"a\",\"model\":\"tiny\"}");
+    refused("{\"prompt\":\"a\",\"model\":\"/models/tiny.gguf\"}", "model_not_found", "model");
+    config.origin[CONFIG_served_model_name].source = CONFIG_BY_DEFAULT;
+    config.served_model_name = (struct config_list){0};
+}
+
 static void long_prompts_are_refused_before_they_are_tokenised(void)
 {
     char body[4096];
@@ -497,6 +514,7 @@ int main(void)
     TEST(whole_floats_are_integers);
     TEST(the_last_of_equal_names_counts);
     TEST(every_prompt_becomes_a_job_in_order);
+    TEST(the_models_path_is_its_name_unless_it_has_others);
     TEST(long_prompts_are_refused_before_they_are_tokenised);
     TEST(counts_are_capped_before_work_starts);
     TEST(bodies_that_are_no_object_are_refused);
