@@ -3,12 +3,13 @@
 
 #include "server/command.h"
 #include "server/config.h"
+#include "server/json_write.h"
 
 #include <assert.h>
 #include <inttypes.h>
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 /* ---- samples ---- */
@@ -80,82 +81,81 @@ double bench_floor_share(const struct bench_reads *reads, double rate)
     return reads->taken_us > 0 ? bench_floor_us(reads, rate) / (double)reads->taken_us : 0;
 }
 
-/* ---- printing ---- */
+/* ---- JSON ---- */
 
-/* Names and devices come from files: nothing in them may break the line. */
-static void print_text(const char *key, const char *value)
+static void write_text(struct json *text, const char *key, const char *value)
 {
-    printf("\"%s\": \"", key);
-    for (; *value != '\0'; value++)
-        if ((unsigned char)*value >= 32 && *value != '"' && *value != '\\')
-            putchar(*value);
-    printf("\", ");
+    json_print(text, "\"%s\": ", key);
+    json_string(text, value, strlen(value));
+    json_raw(text, ", ");
 }
 
-static void print_spread(const char *key, const struct bench_spread *spread)
+static void write_spread(struct json *text, const char *key, const struct bench_spread *spread)
 {
-    printf("\"%s\": {\"mean\": %.1f, \"p50\": %" PRId64 ", \"p90\": %" PRId64 ", \"p99\": %" PRId64
-           "}, ",
-           key, spread->mean, spread->p50, spread->p90, spread->p99);
+    json_print(text,
+               "\"%s\": {\"mean\": %.1f, \"p50\": %" PRId64 ", \"p90\": %" PRId64
+               ", \"p99\": %" PRId64 "}, ",
+               key, spread->mean, spread->p50, spread->p90, spread->p99);
 }
 
-static void print_machine(const struct config *config, const struct model_info *info)
+static void write_machine(struct json *text, const struct config *config,
+                          const struct model_info *info)
 {
     bool cpu = config->device == CONFIG_DEVICE_CPU;
 
-    print_text("backend", cpu ? "cpu" : "cuda");
-    print_text("device", info->device);
-    print_text("model", info->name);
-    print_text("dtype", info->format);
+    write_text(text, "backend", cpu ? "cpu" : "cuda");
+    write_text(text, "device", info->device);
+    write_text(text, "model", info->name);
+    write_text(text, "dtype", info->format);
     if (cpu)
-        printf("\"threads\": %ld, ",
-               config->threads > 0 ? (long)config->threads : sysconf(_SC_NPROCESSORS_ONLN));
+        json_print(text, "\"threads\": %ld, ",
+                   config->threads > 0 ? (long)config->threads : sysconf(_SC_NPROCESSORS_ONLN));
 }
 
-static void print_reads(const struct bench_figure *figure, double rate)
+static void write_reads(struct json *text, const struct bench_figure *figure, double rate)
 {
     const struct bench_reads *reads = &figure->reads;
     double parts = figure->reads_each ? (double)reads->step_count : 1;
 
-    printf("\"read_bytes\": %.0f, \"bytes_per_s\": %.4g, ", (double)reads->bytes / parts,
-           (double)reads->bytes * 1e6 / (double)(reads->taken_us > 0 ? reads->taken_us : 1));
+    json_print(text, "\"read_bytes\": %.0f, \"bytes_per_s\": %.4g, ", (double)reads->bytes / parts,
+               (double)reads->bytes * 1e6 / (double)(reads->taken_us > 0 ? reads->taken_us : 1));
     if (rate > 0)
-        printf("\"read_rate\": %.4g, \"floor_us\": %.1f, \"share_of_floor\": %.3f, ", rate,
-               bench_floor_us(reads, rate) / parts, bench_floor_share(reads, rate));
+        json_print(text, "\"read_rate\": %.4g, \"floor_us\": %.1f, \"share_of_floor\": %.3f, ",
+                   rate, bench_floor_us(reads, rate) / parts, bench_floor_share(reads, rate));
 }
 
-static void print_latency(const struct bench_latency *latency)
+static void write_latency(struct json *text, const struct bench_latency *latency)
 {
-    printf("\"request_rate\": %g, \"total_tokens_per_s\": %.1f, ", latency->request_rate,
-           latency->total_tokens_per_s);
-    print_spread("ttft_us", &latency->ttft_us);
-    print_spread("tpot_us", &latency->tpot_us);
-    print_spread("itl_us", &latency->itl_us);
-    print_spread("e2e_us", &latency->e2e_us);
+    json_print(text, "\"request_rate\": %g, \"total_tokens_per_s\": %.1f, ", latency->request_rate,
+               latency->total_tokens_per_s);
+    write_spread(text, "ttft_us", &latency->ttft_us);
+    write_spread(text, "tpot_us", &latency->tpot_us);
+    write_spread(text, "itl_us", &latency->itl_us);
+    write_spread(text, "e2e_us", &latency->e2e_us);
 }
 
-void bench_print(const struct config *config, const struct model_info *info,
+void bench_write(struct json *text, const struct config *config, const struct model_info *info,
                  struct bench_figure *figure)
 {
     assert(figure->taken_us.count > 0 && figure->rate_millis.count > 0);
     struct bench_spread taken = bench_spread(&figure->taken_us);
     struct bench_spread rate = bench_spread(&figure->rate_millis);
 
-    printf("{");
-    print_text("name", figure->name);
-    print_machine(config, info);
-    printf("\"shape\": {\"batch\": %d, \"prompt_tokens\": %d, \"output_tokens\": %d}, ",
-           figure->batch, figure->prompt_tokens, figure->output_tokens);
-    printf("\"repeat\": %d, \"median_us\": %" PRId64 ", \"p90_us\": %" PRId64
-           ", \"p99_us\": %" PRId64 ", ",
-           figure->repeat, taken.p50, taken.p90, taken.p99);
-    printf("\"tokens_per_s\": %.1f, ", (double)rate.p50 / 1e3);
+    json_raw(text, "{");
+    write_text(text, "name", figure->name);
+    write_machine(text, config, info);
+    json_print(text, "\"shape\": {\"batch\": %d, \"prompt_tokens\": %d, \"output_tokens\": %d}, ",
+               figure->batch, figure->prompt_tokens, figure->output_tokens);
+    json_print(text,
+               "\"repeat\": %d, \"median_us\": %" PRId64 ", \"p90_us\": %" PRId64
+               ", \"p99_us\": %" PRId64 ", ",
+               figure->repeat, taken.p50, taken.p90, taken.p99);
+    json_print(text, "\"tokens_per_s\": %.1f, ", (double)rate.p50 / 1e3);
     if (figure->latency != NULL)
-        print_latency(figure->latency);
+        write_latency(text, figure->latency);
     if (figure->reads.step_count > 0)
-        print_reads(figure, info->read_rate);
-    printf("\"host_us\": %" PRId64 ", ", figure->host_us);
-    print_text("commit", command_commit());
-    printf("\"hash\": \"%016" PRIx64 "\"}\n", figure->hash);
-    fflush(stdout);
+        write_reads(text, figure, info->read_rate);
+    json_print(text, "\"host_us\": %" PRId64 ", ", figure->host_us);
+    write_text(text, "commit", command_commit());
+    json_print(text, "\"hash\": \"%016" PRIx64 "\"}\n", figure->hash);
 }

@@ -1,5 +1,5 @@
 /* Figures of `quire bench`: samples, their percentiles, the floor of what was measured, and the
- * line of JSON that is printed. Arithmetic and printing only; one thread. */
+ * line of JSON that is printed. Arithmetic and text only; one thread. */
 #ifndef SERVER_BENCH_FIGURE_H
 #define SERVER_BENCH_FIGURE_H
 
@@ -9,6 +9,7 @@
 #include <stdint.h>
 
 struct config; /* server/config.h */
+struct json;   /* server/json_write.h */
 
 /* Whole numbers of a growing list with a limit that is known before: what is added beyond it is
  * dropped. */
@@ -38,7 +39,7 @@ int64_t bench_gap_us(double rate, uint64_t random);
 struct bench_reads {
     int64_t bytes;      /* of all steps counted */
     int64_t taken_us;   /* of all steps counted */
-    int64_t step_count; /* */
+    int64_t step_count; /* 0: nothing was measured */
 };
 /* Microseconds that the reads take at `rate` bytes a second. */
 double bench_floor_us(const struct bench_reads *reads, double rate);
@@ -67,8 +68,8 @@ struct bench_latency {
     struct bench_spread e2e_us;  /* from the arrival to the last token */
 };
 
-/* One line of JSON on standard output. Sorts the figure's samples, of which there are some. */
-void bench_print(const struct config *config, const struct model_info *info,
+/* Adds one line of JSON. Sorts the figure's samples, of which there are some. */
+void bench_write(struct json *text, const struct config *config, const struct model_info *info,
                  struct bench_figure *figure);
 
 #endif

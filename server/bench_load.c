@@ -136,7 +136,7 @@ static int64_t e2e(const struct request_times *request)
     return request->final_us - request->arrival_us;
 }
 
-static int print(struct load *load, int64_t taken_us)
+static int write_figure(struct load *load, int64_t taken_us, struct json *text)
 {
     const struct config *config = load->config;
     int64_t prompt_tokens = (int64_t)config->requests * config->prompt_tokens;
@@ -166,14 +166,14 @@ static int print(struct load *load, int64_t taken_us)
     if (good) {
         bench_samples_add(&figure.taken_us, taken_us);
         bench_samples_add(&figure.rate_millis, (int64_t)((double)load->token_count * per_s * 1e3));
-        bench_print(config, bench_info(load->bench), &figure);
+        bench_write(text, config, bench_info(load->bench), &figure);
     }
     bench_samples_release(&figure.taken_us);
     bench_samples_release(&figure.rate_millis);
     return good ? 0 : -ENOMEM;
 }
 
-int bench_load(struct bench *bench, const struct config *config)
+int bench_load(struct bench *bench, const struct config *config, struct json *text)
 {
     struct load load = {.bench = bench, .config = config};
     int64_t gap_max = (int64_t)config->requests * (config->output_tokens - 1);
@@ -189,7 +189,7 @@ int bench_load(struct bench *bench, const struct config *config)
         result = run(&load);
         bench_on_token(bench, NULL, NULL);
         if (result == 0)
-            result = print(&load, bench_now_us() - start_us);
+            result = write_figure(&load, bench_now_us() - start_us, text);
     }
     bench_samples_release(&load.itl_us);
     free(load.request);

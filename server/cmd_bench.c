@@ -14,6 +14,7 @@
 #include "server/bench_load.h"
 #include "server/command.h"
 #include "server/config.h"
+#include "server/json_write.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -44,6 +45,36 @@ static void figure_release(struct bench_figure *figure)
 {
     bench_samples_release(&figure->taken_us);
     bench_samples_release(&figure->rate_millis);
+}
+
+/* A finished line to standard output; takes the text. -ENOMEM, or -EPIPE: it is not there. */
+static int print_line(struct json *text)
+{
+    bool good = !text->lost && fwrite(text->text, 1, text->bytes, stdout) == text->bytes &&
+                fflush(stdout) == 0;
+    int result = text->lost ? -ENOMEM : good ? 0 : -EPIPE;
+
+    json_release(text);
+    return result;
+}
+
+static int print_figure(const struct measuring *measuring, struct bench_figure *figure)
+{
+    struct json text = {0};
+
+    bench_write(&text, measuring->config, bench_info(measuring->bench), figure);
+    return print_line(&text);
+}
+
+static int print_load(const struct measuring *measuring)
+{
+    struct json text = {0};
+    int result = bench_load(measuring->bench, measuring->config, &text);
+
+    if (result == 0)
+        return print_line(&text);
+    json_release(&text);
+    return result;
 }
 
 /* Tokens a thousand seconds, as bench_figure.h keeps rates. */
@@ -95,7 +126,7 @@ static int measure_prompt(const struct measuring *measuring)
     }
     figure.hash = bench_hash(measuring->bench);
     if (result == 0)
-        bench_print(config, bench_info(measuring->bench), &figure);
+        result = print_figure(measuring, &figure);
     figure_release(&figure);
     return result;
 }
@@ -151,7 +182,7 @@ static int measure_decode(const struct measuring *measuring, int32_t batch)
                 batch);
     } else if (result == 0) {
         figure.host_us /= figure.taken_us.count;
-        bench_print(config, bench_info(measuring->bench), &figure);
+        result = print_figure(measuring, &figure);
     }
     figure_release(&figure);
     return result;
@@ -201,10 +232,14 @@ static int measure(struct measuring *measuring)
     for (int32_t i = 0; result == 0 && i < measuring->batch_count; i++)
         result = measure_decode(measuring, measuring->batch[i]);
     if (result == 0 && measuring->config->requests > 0)
-        result = bench_load(measuring->bench, measuring->config);
+        result = print_load(measuring);
     if (result == 0 && bench_info(measuring->bench)->read_rate == 0)
         fprintf(stderr, "quire bench: no floors: there was not the memory to measure the device's "
                         "read rate with\n");
+    if (result == -EPIPE) {
+        fprintf(stderr, "quire bench: could not write to standard output\n");
+        return EXIT_CODE_RUNTIME;
+    }
     if (result == -EIO)
         fprintf(stderr, "quire bench: a device is lost\n");
     else if (result < 0)

@@ -497,13 +497,13 @@ static void read_defaults(struct hf_reader *reader)
                      &defaults->max_new_tokens);
 }
 
-static void check_defaults(struct hf_reader *reader)
+static void check_defaults(struct hf_reader *reader, const cJSON *root)
 {
     static const char *const known[] = {"temperature", "top_p",          "top_k",
                                         "min_p",       "max_new_tokens", "repetition_penalty"};
     char name[64];
 
-    for (const cJSON *member = reader->root->child; member != NULL; member = member->next) {
+    for (const cJSON *member = root->child; member != NULL; member = member->next) {
         size_t i = 0;
         while (i < sizeof(known) / sizeof(*known) && strcmp(member->string, known[i]) != 0)
             i++;
@@ -587,8 +587,8 @@ int hf_config_read_defaults(struct hf_config *config, const char *json, size_t b
     struct hf_reader reader = {.config = config, .error = error, .error_bytes = error_bytes};
     cJSON *root = open_json(&reader, json, bytes);
 
-    if (reader.status == 0) {
-        check_defaults(&reader);
+    if (reader.status == 0 && root != NULL) {
+        check_defaults(&reader, root);
         read_defaults(&reader);
     }
     cJSON_Delete(root);

@@ -1,5 +1,8 @@
 /* The arithmetic of `quire bench`: percentiles, Poisson gaps, floors. */
 #include "server/bench_figure.h"
+#include "server/config.h"
+#include "server/json_read.h"
+#include "server/json_write.h"
 #include "tests/test.h"
 
 #include <math.h>
@@ -92,6 +95,38 @@ static void a_floor_is_bytes_over_rate(void)
     EXPECT(bench_floor_share(&none, 1e9) == 0);
 }
 
+static void a_figure_is_one_line_of_json_whatever_the_model_is_called(void)
+{
+    struct config config = {.device = CONFIG_DEVICE_CUDA};
+    struct model_info info = {.name = "a \"b\"\n\\c\xff", .device = "GPU", .read_rate = 2e9};
+    struct bench_latency latency = {.request_rate = 2.5, .ttft_us = {1.5, 1, 2, 3}};
+    struct bench_figure figure = {.name = "requests",
+                                  .batch = 3,
+                                  .repeat = 1,
+                                  .reads = {.bytes = 4000, .taken_us = 8, .step_count = 2},
+                                  .latency = &latency};
+    struct json text = {0};
+    struct json_value value;
+    const char *why;
+    size_t offset;
+
+    EXPECT(bench_samples_init(&figure.taken_us, 1) && bench_samples_init(&figure.rate_millis, 1));
+    bench_samples_add(&figure.taken_us, 8);
+    bench_samples_add(&figure.rate_millis, 1500);
+    bench_write(&text, &config, &info, &figure);
+    EXPECT(!text.lost && text.bytes > 0);
+    EXPECT(memchr(text.text, '\n', text.bytes) == text.text + text.bytes - 1);
+    EXPECT(json_check(text.text, text.bytes, &value, &offset, &why));
+    json_bytes(&text, "", 1);
+    EXPECT(strstr(text.text, "\"read_bytes\": 4000, ") != NULL);
+    EXPECT(strstr(text.text, "\"floor_us\": 2.0, \"share_of_floor\": 0.250, ") != NULL);
+    EXPECT(strstr(text.text, "\"tokens_per_s\": 1.5, ") != NULL);
+    EXPECT(strstr(text.text, "{\"mean\": 1.5, \"p50\": 1, \"p90\": 2, \"p99\": 3}") != NULL);
+    json_release(&text);
+    bench_samples_release(&figure.taken_us);
+    bench_samples_release(&figure.rate_millis);
+}
+
 int main(void)
 {
     TEST(percentiles_are_values_that_were_measured);
@@ -99,5 +134,6 @@ int main(void)
     TEST(no_samples_and_too_many_are_no_trouble);
     TEST(gaps_between_arrivals_are_exponential);
     TEST(a_floor_is_bytes_over_rate);
+    TEST(a_figure_is_one_line_of_json_whatever_the_model_is_called);
     return test_report();
 }
