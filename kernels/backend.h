@@ -63,7 +63,7 @@ struct step_start {
     struct sampling sampling;
 };
 
-/* Entry `index` of a slot's block table in `group` becomes `block`. */
+/* Entry `index` of a slot's block table in `group` becomes `block`: an entry at most once a step. */
 struct step_change {
     int32_t slot;
     int32_t group;
@@ -129,10 +129,12 @@ struct step_result {
 
 /* ---- what ops work on ---- */
 
-/* Activations [T, width]: rows of `stride` elements of the backend's own type. */
+/* Activations [T, width]: rows of `stride` elements of the backend's own type. The residual
+ * stream, to which every branch is added, has a type of its own: it may be wider. */
 struct activation {
     void *data;
     int64_t stride;
+    bool residual;
 };
 
 /* A tensor of a checkpoint, as it lies in the file; borrowed while it is packed. */
@@ -154,6 +156,8 @@ struct weight {
         void *data;
     } part[WEIGHT_PART_MAX];
     float *bias; /* [out] on the device, or NULL */
+    bool gated;  /* gate and up of a feed-forward: for gated_linear alone */
+    bool interleaved; /* how a backend laid them out */
 };
 
 /* Bytes of KV are the backend's secret; so is their layout. */
@@ -197,6 +201,8 @@ struct attention_args {
 struct device_ops {
     const char *name;        /* "cpu", "cuda" */
     size_t activation_bytes; /* of one element of an activation */
+    size_t residual_bytes;   /* of one element of the residual stream */
+    int32_t logit_rows;      /* samples whose logits are best made at once */
 
     /* Life. `open` gives 0, or a negative errno and one line in `error`. */
     int (*open)(struct device **device, const struct device_options *options, char *error,
@@ -222,10 +228,12 @@ struct device_ops {
     void (*get)(struct device *device, float *target, struct activation source, int32_t rows,
                 int32_t width);
 
-    /* Weights. `bias` is f32 [out] on the host, or NULL. 0, -ENOMEM or -ENOTSUP. */
+    /* Weights. `bias` is f32 [out] on the host, or NULL. A `gated` one is [gate | up], the same
+     * number of outputs each. 0, -ENOMEM or -ENOTSUP. */
     size_t (*weight_bytes)(struct device *device, enum format format, int32_t out, int32_t in);
     int (*weight_pack)(struct device *device, struct weight *weight,
-                       const struct weight_source *source, int32_t part_count, const float *bias);
+                       const struct weight_source *source, int32_t part_count, const float *bias,
+                       bool gated);
 
     /* KV. */
     size_t (*kv_block_bytes)(struct device *device, const struct kv_shape *shape);
@@ -246,20 +254,25 @@ struct device_ops {
     bool (*graph_end)(struct device *device, int64_t key);
     bool (*graph_launch)(struct device *device, int64_t key); /* false: not captured yet */
 
-    /* out[t] = row token[t] of `table`, times scale. [T, D] */
+    /* out[t] = row token[t] of `table`, times scale. `out` is residual. [T, D] */
     void (*embed)(struct device *device, struct activation out, const struct weight *table,
                   float scale, int32_t T);
-    /* out = x / sqrt(mean(x^2) + eps) * weight, in f32. [count, D] */
+    /* out = x / sqrt(mean(x^2) + eps) * weight, in f32. `x` is residual. [count, D] */
     void (*norm)(struct device *device, struct activation out, struct activation x,
                  const float *weight, float eps, int32_t count, int32_t D);
     /* x += branch, or x += norm(branch) * branch_weight when that is not NULL;
-     * then out = norm(x) * weight. [T, D] */
+     * then out = norm(x) * weight. `x` is residual. [T, D] */
     void (*add_norm)(struct device *device, struct activation out, struct activation x,
                      struct activation branch, const float *branch_weight, const float *weight,
                      float eps, int32_t T, int32_t D);
     /* out = x . weight^T + bias. [T, in] to [T, out] */
     void (*linear)(struct device *device, struct activation out, struct activation x,
                    const struct weight *weight, int32_t T);
+    /* out = act(gate) * up of x . weight^T + bias, a gated weight of 2F outputs. [T, in] to [T, F];
+     * `gate_up` [T, 2F] may be written on the way. */
+    void (*gated_linear)(struct device *device, struct activation out, struct activation gate_up,
+                         struct activation x, const struct weight *weight, enum act_kind act,
+                         int32_t T);
     /* out = act(gate) * up of [gate | up]. [T, 2F] to [T, F] */
     void (*act_mul)(struct device *device, struct activation out, struct activation gate_up,
                     enum act_kind act, int32_t T, int32_t F);
@@ -271,7 +284,7 @@ struct device_ops {
      * sequence up to its own position. */
     void (*attention)(struct device *device, struct activation out, struct activation qkv,
                       const struct attention_args *args, int32_t T);
-    /* out[s] = x[index of sample s]. [S, D] */
+    /* out[s] = x[index of sample s]; both are residual, or neither. [S, D] */
     void (*gather)(struct device *device, struct activation out, struct activation x, int32_t S,
                    int32_t D);
     /* logits[s] = x[s] . head^T in f32, then softcap * tanh(logits / softcap) if softcap > 0. */

@@ -207,6 +207,8 @@ static const char *cpu_describe(struct device *device)
 static const struct device_ops ops = {
     .name = "cpu",
     .activation_bytes = sizeof(float),
+    .residual_bytes = sizeof(float),
+    .logit_rows = 64,
     .open = cpu_open,
     .close = cpu_close,
     .memory_free = cpu_memory_free,
@@ -228,6 +230,7 @@ static const struct device_ops ops = {
     .norm = cpu_norm,
     .add_norm = cpu_add_norm,
     .linear = cpu_linear,
+    .gated_linear = cpu_gated_linear,
     .act_mul = cpu_act_mul,
     .rope_store = cpu_rope_store,
     .attention = cpu_attention,

@@ -4,7 +4,8 @@
  * `open` then says so. Weights stay on the device as they lie in a GGUF file and are dequantised
  * where they are used. How a step runs is told in kernels/cuda/device.cuh.
  */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/activation.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 #include <errno.h>
@@ -83,28 +84,51 @@ static void cuda_download(struct device *device, void *target, const void *sourc
     copy(device, target, source, bytes, cudaMemcpyDeviceToHost);
 }
 
+/* Between f32 and activations, through a copy in f32; for tests and tools. */
+template <typename Target, typename Source>
+__global__ void convert_kernel(Target *target, int64_t target_stride, const Source *source,
+                               int64_t source_stride, int32_t width)
+{
+    for (int32_t i = threadIdx.x; i < width; i += blockDim.x)
+        from_float(&target[blockIdx.x * target_stride + i],
+                   to_float(source[blockIdx.x * source_stride + i]));
+}
+
 static void cuda_put(struct device *device, struct activation target, const float *source,
                      int32_t rows, int32_t width)
 {
-    size_t row_bytes = (size_t)width * sizeof(float);
-    (void)cuda_check(device,
-                     cudaMemcpy2DAsync(target.data, (size_t)target.stride * sizeof(float), source,
-                                       row_bytes, row_bytes, (size_t)rows, cudaMemcpyHostToDevice,
-                                       device->stream),
-                     __func__);
+    size_t bytes = (size_t)rows * (size_t)width * sizeof(float);
+    float *staged = NULL;
+    if (bytes == 0 || !cuda_check(device, cudaMalloc((void **)&staged, bytes), __func__))
+        return;
+    cuda_upload(device, staged, source, bytes);
+    if (target.residual)
+        convert_kernel<<<rows, 256, 0, device->stream>>>((float *)target.data, target.stride,
+                                                         staged, width, width);
+    else
+        convert_kernel<<<rows, 256, 0, device->stream>>>((bf16 *)target.data, target.stride,
+                                                         staged, width, width);
+    launch_check(device, __func__);
     (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
+    (void)cudaFree(staged);
 }
 
 static void cuda_get(struct device *device, float *target, struct activation source, int32_t rows,
                      int32_t width)
 {
-    size_t row_bytes = (size_t)width * sizeof(float);
-    (void)cuda_check(device,
-                     cudaMemcpy2DAsync(target, row_bytes, source.data,
-                                       (size_t)source.stride * sizeof(float), row_bytes,
-                                       (size_t)rows, cudaMemcpyDeviceToHost, device->stream),
-                     __func__);
-    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
+    size_t bytes = (size_t)rows * (size_t)width * sizeof(float);
+    float *staged = NULL;
+    if (bytes == 0 || !cuda_check(device, cudaMalloc((void **)&staged, bytes), __func__))
+        return;
+    if (source.residual)
+        convert_kernel<<<rows, 256, 0, device->stream>>>(
+            staged, width, (const float *)source.data, source.stride, width);
+    else
+        convert_kernel<<<rows, 256, 0, device->stream>>>(
+            staged, width, (const bf16 *)source.data, source.stride, width);
+    launch_check(device, __func__);
+    cuda_download(device, target, staged, bytes);
+    (void)cudaFree(staged);
 }
 
 /* ---- weights ---- */
@@ -115,34 +139,113 @@ static size_t cuda_weight_bytes(struct device *device, enum format format, int32
     return (size_t)out * format_row_bytes(format, in);
 }
 
+/* Parts of one format lie behind each other and become one: a single product makes them all. */
+static bool joined(const struct weight_source *source, int32_t part_count)
+{
+    for (int32_t i = 1; i < part_count; i++)
+        if (source[i].format != source[0].format)
+            return false;
+    return true;
+}
+
+static bool pack_part(struct device *device, struct weight::weight_part *part,
+                      const struct weight_source *source, int32_t count)
+{
+    size_t bytes = 0, done = 0;
+    part->format = source[0].format;
+    part->out = 0;
+    for (int32_t i = 0; i < count; i++) {
+        part->out += source[i].out;
+        bytes += cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
+    }
+    part->data = cuda_alloc(device, bytes);
+    for (int32_t i = 0; part->data != NULL && i < count; i++) {
+        size_t own = cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
+        cuda_upload(device, (uint8_t *)part->data + done, source[i].data, own);
+        done += own;
+    }
+    return part->data != NULL;
+}
+
+/* Eight outputs of gate, the eight of up that go with them, and so on: a thread of the product has
+ * both (matmul.cu). True when the parts can be laid out so. */
+static bool interleaves(const struct device *device, const struct weight_source *source,
+                        int32_t part_count)
+{
+    bool even = part_count == 1 ? source[0].out % 16 == 0
+                                : part_count == 2 && source[0].out == source[1].out &&
+                                      source[0].out % 8 == 0;
+    return even && device->hopper && source[0].format == FORMAT_BF16 && joined(source, part_count) &&
+           source[0].in % CHUNK == 0;
+}
+
+static bool pack_gated(struct device *device, struct weight *weight,
+                       const struct weight_source *source, int32_t part_count)
+{
+    size_t row_bytes = format_row_bytes(source[0].format, source[0].in), eight = 8 * row_bytes;
+    size_t half = (size_t)weight->out / 2;
+    uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes);
+    if (target == NULL)
+        return false;
+    for (int32_t i = 0; i < 2; i++) {
+        const uint8_t *from = part_count == 2 ? (const uint8_t *)source[i].data
+                                              : (const uint8_t *)source[0].data + i * half * row_bytes;
+        (void)cuda_check(device,
+                         cudaMemcpy2DAsync(target + i * eight, 2 * eight, from, eight, eight,
+                                           half / 8, cudaMemcpyHostToDevice, device->stream),
+                         __func__);
+    }
+    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
+    weight->part_count = 1;
+    weight->part[0].format = source[0].format;
+    weight->part[0].out = weight->out;
+    weight->part[0].data = target;
+    weight->interleaved = true;
+    return true;
+}
+
+static bool pack_bias(struct device *device, struct weight *weight, const float *bias)
+{
+    size_t count = (size_t)weight->out, bytes = count * sizeof(float);
+    float *ordered = (float *)malloc(bytes);
+    weight->bias = (float *)cuda_alloc(device, bytes);
+    bool good = weight->bias != NULL && ordered != NULL;
+    for (size_t i = 0; good && i < count; i++) {
+        size_t half = count / 2, of = i % half;
+        size_t place = weight->interleaved ? of / 8 * 16 + i / half * 8 + of % 8 : i;
+        ordered[place] = bias[i];
+    }
+    if (good)
+        cuda_upload(device, weight->bias, ordered, bytes);
+    free(ordered);
+    return good;
+}
+
 static int cuda_weight_pack(struct device *device, struct weight *weight,
                             const struct weight_source *source, int32_t part_count,
-                            const float *bias)
+                            const float *bias, bool gated)
 {
+    bool good = true;
     assert(part_count > 0);
     assert(part_count <= WEIGHT_PART_MAX);
     *weight = {};
-    weight->part_count = part_count;
     weight->in = source[0].in;
+    weight->gated = gated;
     for (int32_t i = 0; i < part_count; i++) {
         assert(source[i].in == weight->in);
-        size_t bytes = cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
-        weight->part[i].format = source[i].format;
-        weight->part[i].out = source[i].out;
-        weight->part[i].data = cuda_alloc(device, bytes);
-        if (weight->part[i].data == NULL)
-            return -ENOMEM;
-        cuda_upload(device, weight->part[i].data, source[i].data, bytes);
         weight->out += source[i].out;
     }
-    if (bias == NULL)
-        return 0;
-    size_t bias_bytes = (size_t)weight->out * sizeof(float);
-    weight->bias = (float *)cuda_alloc(device, bias_bytes);
-    if (weight->bias == NULL)
-        return -ENOMEM;
-    cuda_upload(device, weight->bias, bias, bias_bytes);
-    return 0;
+    if (gated && interleaves(device, source, part_count)) {
+        good = pack_gated(device, weight, source, part_count);
+    } else {
+        weight->part_count = joined(source, part_count) ? 1 : part_count;
+        for (int32_t i = 0; good && i < weight->part_count; i++)
+            good = pack_part(device, &weight->part[i], source + i,
+                             weight->part_count == 1 ? part_count : 1);
+    }
+    if (good && bias != NULL)
+        good = pack_bias(device, weight, bias);
+    return good ? 0 : -ENOMEM;
 }
 
 /* ---- life ---- */
@@ -179,6 +282,16 @@ static const char *reason(cudaError_t error)
     return cudaGetErrorString(error);
 }
 
+/* The driver is not linked: the binary starts without one. */
+static void *driver_function(const char *name)
+{
+    void *function = NULL;
+    cudaDriverEntryPointQueryResult found;
+    cudaError_t error =
+        cudaGetDriverEntryPointByVersion(name, &function, 12000, cudaEnableDefault, &found);
+    return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? function : NULL;
+}
+
 /* Finds the GPU and makes its stream. */
 static cudaError_t find(struct device *device)
 {
@@ -198,6 +311,10 @@ static cudaError_t find(struct device *device)
         error = cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking);
     device->core_count = error == cudaSuccess ? prop.multiProcessorCount : 0;
     device->shared_bytes = error == cudaSuccess ? (int32_t)prop.sharedMemPerBlockOptin : 0;
+    if (error == cudaSuccess)
+        device->encode = driver_function("cuTensorMapEncodeTiled");
+    device->overlaps = error == cudaSuccess && prop.major >= 9;
+    device->hopper = error == cudaSuccess && prop.major == 9 && prop.minor == 0;
     if (error == cudaSuccess)
         (void)snprintf(device->description, sizeof(device->description),
                        "%.100s, compute capability %d.%d, %.1f GiB", prop.name, prop.major,
@@ -248,7 +365,9 @@ static const char *cuda_describe(struct device *device)
 
 static const struct device_ops ops = {
     .name = "cuda",
-    .activation_bytes = sizeof(float),
+    .activation_bytes = sizeof(bf16),
+    .residual_bytes = sizeof(float),
+    .logit_rows = 256,
     .open = cuda_open,
     .close = cuda_close,
     .memory_free = cuda_memory_free,
@@ -275,6 +394,7 @@ static const struct device_ops ops = {
     .norm = cuda_norm,
     .add_norm = cuda_add_norm,
     .linear = cuda_linear,
+    .gated_linear = cuda_gated_linear,
     .act_mul = cuda_act_mul,
     .rope_store = cuda_rope_store,
     .attention = cuda_attention,

@@ -112,6 +112,7 @@ struct pass {
     struct activation act;          /* [F] */
     struct activation picked_x;     /* [sample_max, D] */
     struct activation picked_heads; /* [sample_max, H C] */
+    struct activation picked_normed; /* [sample_max, D] */
     float *logits;                  /* [logit_rows, V] */
     int32_t logit_rows;
 };

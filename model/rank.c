@@ -11,9 +11,9 @@
 #include <string.h>
 
 enum {
-    LOGIT_ROWS = 64,   /* samples whose logits are there at once */
     STRIDE_ALIGN = 32, /* elements */
     BUFFER_MAX = 16,
+    MIXED_GRAPH_MAX = 256, /* tokens of a step that has prompts in it */
 };
 
 struct rank {
@@ -51,6 +51,7 @@ struct buffer {
     struct activation *target;
     int64_t rows;
     int64_t width;
+    bool residual;
 };
 
 static int32_t list_buffers(struct rank *rank, struct buffer *buffer)
@@ -61,11 +62,16 @@ static int32_t list_buffers(struct rank *rank, struct buffer *buffer)
     int64_t heads = (int64_t)shape->head_count * shape->head_width;
     int64_t kv = (int64_t)shape->kv_head_count * shape->head_width;
     const struct buffer list[] = {
-        {&pass->x, T, shape->width},       {&pass->normed, T, shape->width},
-        {&pass->branch, T, shape->width},  {&pass->qkv, T, heads + 2 * kv},
-        {&pass->heads, T, heads},          {&pass->gate_up, T, 2 * (int64_t)shape->ffn_width},
-        {&pass->act, T, shape->ffn_width}, {&pass->picked_x, S, shape->width},
-        {&pass->picked_heads, S, heads},
+        {&pass->x, T, shape->width, true},
+        {&pass->normed, T, shape->width, false},
+        {&pass->branch, T, shape->width, false},
+        {&pass->qkv, T, heads + 2 * kv, false},
+        {&pass->heads, T, heads, false},
+        {&pass->gate_up, T, 2 * (int64_t)shape->ffn_width, false},
+        {&pass->act, T, shape->ffn_width, false},
+        {&pass->picked_x, S, shape->width, true},
+        {&pass->picked_heads, S, heads, false},
+        {&pass->picked_normed, S, shape->width, false},
     };
 
     static_assert(sizeof(list) / sizeof(*list) <= BUFFER_MAX, "room for the list");
@@ -77,30 +83,36 @@ static size_t buffer_bytes(const struct rank *rank, const struct buffer *buffer)
 {
     int64_t stride = (buffer->width + STRIDE_ALIGN - 1) / STRIDE_ALIGN * STRIDE_ALIGN;
 
-    return (size_t)(buffer->rows * stride) * rank->ops->activation_bytes;
+    return (size_t)(buffer->rows * stride) *
+           (buffer->residual ? rank->ops->residual_bytes : rank->ops->activation_bytes);
+}
+
+static int32_t logit_rows(const struct rank *rank)
+{
+    int32_t most = rank->options.device.sample_max;
+
+    return most < rank->ops->logit_rows ? most : rank->ops->logit_rows;
 }
 
 static size_t logit_bytes(const struct rank *rank)
 {
-    int32_t most = rank->options.device.sample_max;
-
-    return (size_t)(most < LOGIT_ROWS ? most : LOGIT_ROWS) *
-           (size_t)rank->options.shape->vocab_count * sizeof(float);
+    return (size_t)logit_rows(rank) * (size_t)rank->options.shape->vocab_count * sizeof(float);
 }
 
 static int take_buffers(struct rank *rank)
 {
     struct buffer buffer[BUFFER_MAX];
-    int32_t count = list_buffers(rank, buffer), most = rank->options.device.sample_max;
+    int32_t count = list_buffers(rank, buffer);
 
     for (int32_t i = 0; i < count; i++) {
         buffer[i].target->data = rank->ops->alloc(rank->device, buffer_bytes(rank, &buffer[i]));
         buffer[i].target->stride =
             (buffer[i].width + STRIDE_ALIGN - 1) / STRIDE_ALIGN * STRIDE_ALIGN;
+        buffer[i].target->residual = buffer[i].residual;
         if (buffer[i].target->data == NULL)
             return -ENOMEM;
     }
-    rank->pass.logit_rows = most < LOGIT_ROWS ? most : LOGIT_ROWS;
+    rank->pass.logit_rows = logit_rows(rank);
     rank->pass.logits = rank->ops->alloc(rank->device, logit_bytes(rank));
     return rank->pass.logits == NULL ? -ENOMEM : 0;
 }
@@ -305,40 +317,57 @@ static void forward(struct rank *rank, int32_t token_count, int32_t sample_count
     rank->options.arch->forward(&pass);
 }
 
-/* A step of one token a row whose launches are worth recording; 0: none, else the padded size. */
-static int32_t graph_size(const struct rank *rank, const struct step *step)
+/* The padded sizes that a graph is recorded for; none where T is 0. */
+struct graph_size {
+    int32_t T, S;
+};
+
+/* Small steps are recorded: in large ones the launches take less time than the work. Where all
+ * rows are one token there is one graph a T; in a mixed step samples are padded to few sizes. */
+static struct graph_size graph_size(const struct rank *rank, const struct step *step)
 {
     const struct device_options *limit = &rank->options.device;
-    int32_t size = padded(step->token_count);
+    bool mixed = step->row_count != step->token_count;
+    struct graph_size size = {padded(step->token_count), 0};
 
-    if (rank->ops->graph_begin == NULL || step->row_count != step->token_count ||
-        step->sample_count > size || size > limit->token_max || size > limit->sample_max)
-        return 0;
+    if (rank->ops->graph_begin == NULL || (mixed && size.T > MIXED_GRAPH_MAX))
+        return (struct graph_size){0};
+    size.S = size.T;
+    if (mixed) {
+        size.S = 8;
+        while (size.S < step->sample_count)
+            size.S *= 2;
+        size.S = size.S < size.T ? size.S : size.T;
+    }
+    if (step->sample_count > size.S || size.T > limit->token_max || size.S > limit->sample_max)
+        return (struct graph_size){0};
     return size;
 }
 
-static void forward_graph(struct rank *rank, int32_t size)
+static void forward_graph(struct rank *rank, struct graph_size size)
 {
-    if (rank->ops->graph_launch(rank->device, size))
+    int64_t key = (int64_t)size.T << 32 | size.S;
+
+    if (rank->ops->graph_launch(rank->device, key))
         return;
-    if (!rank->ops->graph_begin(rank->device, size)) {
+    if (!rank->ops->graph_begin(rank->device, key)) {
         rank->graph_fault = true;
         return;
     }
-    forward(rank, size, size);
-    if (!rank->ops->graph_end(rank->device, size) || !rank->ops->graph_launch(rank->device, size))
+    forward(rank, size.T, size.S);
+    if (!rank->ops->graph_end(rank->device, key) || !rank->ops->graph_launch(rank->device, key))
         rank->graph_fault = true;
 }
 
 static void issue(struct rank *rank, struct batch *batch)
 {
     const struct step *step = &batch->step;
-    int32_t size = graph_size(rank, step);
+    struct graph_size size = graph_size(rank, step);
 
     assert(step->token_count <= rank->options.device.token_max);
     assert(step->sample_count <= rank->options.device.sample_max);
     rank->ops->step_begin(rank->device, step);
-    if (step->token_count > 0 && size > 0)
+    if (step->token_count > 0 && size.T > 0)
         forward_graph(rank, size);
     else if (step->token_count > 0)
         forward(rank, step->token_count, step->sample_count);

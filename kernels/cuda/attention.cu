@@ -92,7 +92,7 @@ __device__ static float score(const float *query, const __half *key,
     return args.softcap > 0.0f ? args.softcap * tanhf(dot / args.softcap) : dot;
 }
 
-__global__ void plain_kernel(float *out, int64_t out_stride, const float *qkv, int64_t stride,
+__global__ void plain_kernel(bf16 *out, int64_t out_stride, const bf16 *qkv, int64_t stride,
                              struct attention_args args, struct kv_layer layer,
                              struct step_view step)
 {
@@ -101,10 +101,10 @@ __global__ void plain_kernel(float *out, int64_t out_stride, const float *qkv, i
     __shared__ int64_t offset[TILE];
     __shared__ float scratch[TILE / WARP];
     int32_t t = blockIdx.x, h = blockIdx.y, thread = threadIdx.x, width = args.head_width;
-    float *target = out + t * out_stride + (int64_t)h * width;
+    bf16 *target = out + t * out_stride + (int64_t)h * width;
     if (t >= step.counts->token_count) {
         for (int32_t i = thread; i < width; i += TILE)
-            target[i] = 0.0f;
+            from_float(&target[i], 0.0f);
         return;
     }
 
@@ -113,7 +113,7 @@ __global__ void plain_kernel(float *out, int64_t out_stride, const float *qkv, i
     int32_t first = args.window > 0 ? max(final - args.window + 1, 0) : 0;
     int64_t column = (int64_t)(h / (args.head_count / args.kv_head_count)) * width;
     for (int32_t i = thread; i < width; i += TILE)
-        query[i] = qkv[t * stride + (int64_t)h * width + i];
+        query[i] = to_float(qkv[t * stride + (int64_t)h * width + i]);
     __syncthreads();
 
     /* compute: of a masked position neither key nor value is read, they may be anything */
@@ -152,7 +152,7 @@ __global__ void plain_kernel(float *out, int64_t out_stride, const float *qkv, i
     }
     for (int32_t c = 0; c < COLUMNS; c++)
         if (thread + c * TILE < width)
-            target[thread + c * TILE] = value[c] / sum;
+            from_float(&target[thread + c * TILE], value[c] / sum);
 }
 
 /* ---- variants ---- */
@@ -226,9 +226,9 @@ void cuda_attention(struct device *device, struct activation out, struct activat
     while (variant < variants + VARIANTS && !variant->fits(device, args, variant))
         variant++;
     assert(variant < variants + VARIANTS);
-    call.out = (float *)out.data;
+    call.out = (bf16 *)out.data;
     call.out_stride = out.stride;
-    call.query = (const float *)qkv.data;
+    call.query = (const bf16 *)qkv.data;
     call.stride = qkv.stride;
     call.args = *args;
     call.layer = cuda_kv_layer(device, args->layer);

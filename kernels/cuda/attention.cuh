@@ -16,6 +16,7 @@
 #ifndef KERNELS_CUDA_ATTENTION_CUH
 #define KERNELS_CUDA_ATTENTION_CUH
 
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/kv.cuh"
 
 enum {
@@ -108,8 +109,9 @@ __device__ static inline uint32_t pack_half(float low, float high)
 }
 
 /* Queries saturate as keys do, so that no infinity meets a zero. */
-__device__ static inline uint32_t pack_query(float2 value)
+__device__ static inline uint32_t pack_query(uint32_t pair)
 {
+    float2 value = unpack_bf16(pair);
     return pack_half(fminf(fmaxf(value.x, -65504.0f), 65504.0f),
                      fminf(fmaxf(value.y, -65504.0f), 65504.0f));
 }

@@ -9,8 +9,8 @@
 
 /* A launch, as kernels see it. */
 struct attention_call {
-    float *out; /* [T, H C] */
-    const float *query;
+    bf16 *out; /* [T, H C] */
+    const bf16 *query;
     int64_t out_stride;
     int64_t stride;
     struct attention_args args;
@@ -53,8 +53,8 @@ __device__ static inline struct attention_tile tile_of(const struct attention_ca
 
 /* One query row: where it lies and what it sees. Rows past the tile's count see nothing. */
 struct query_row {
-    const float *query; /* NULL: past the count */
-    float *out;
+    const bf16 *query; /* NULL: past the count */
+    bf16 *out;
     int32_t head;
     int32_t low, high;
 };
@@ -80,11 +80,10 @@ __device__ static inline void query_step(uint32_t (&a)[4], const struct query_ro
                                          int32_t k)
 {
     int32_t column = k * 16 + threadIdx.x % 4 * 2;
-    const float2 zero = {0.0f, 0.0f};
     for (int32_t i = 0; i < 2; i++) {
-        const float *query = row[i].query;
-        a[i] = pack_query(query == NULL ? zero : *(const float2 *)(query + column));
-        a[i + 2] = pack_query(query == NULL ? zero : *(const float2 *)(query + column + 8));
+        const bf16 *query = row[i].query;
+        a[i] = query == NULL ? 0 : pack_query(*(const uint32_t *)(query + column));
+        a[i + 2] = query == NULL ? 0 : pack_query(*(const uint32_t *)(query + column + 8));
     }
 }
 

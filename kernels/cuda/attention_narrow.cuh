@@ -268,11 +268,9 @@ narrow_finish(narrow_state<C> &state, narrow_shared<C, STAGES> &shared,
             int32_t chunk = warp + n * NARROW_WARPS;
             if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
                 break;
-            float2 value = {
-                quotient(state.total[n][2 * i], factor, state.before[i].sum),
-                quotient(state.total[n][2 * i + 1], factor, state.before[i].sum),
-            };
-            *(float2 *)(row[i].out + chunk * 8 + lane % 4 * 2) = value;
+            *(uint32_t *)(row[i].out + chunk * 8 + lane % 4 * 2) =
+                pack_bf16(quotient(state.total[n][2 * i], factor, state.before[i].sum),
+                          quotient(state.total[n][2 * i + 1], factor, state.before[i].sum));
         }
     }
 }
@@ -327,8 +325,8 @@ __device__ static inline void narrow_merge(const struct attention_call &call,
         }
         const float *sinks = call.args.sinks;
         float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
-        *(float2 *)(row.out + column) =
-            make_float2(quotient(value.x, factor, total.sum), quotient(value.y, factor, total.sum));
+        *(uint32_t *)(row.out + column) =
+            pack_bf16(quotient(value.x, factor, total.sum), quotient(value.y, factor, total.sum));
     }
 }
 

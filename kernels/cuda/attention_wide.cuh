@@ -245,11 +245,9 @@ __device__ static inline void wide_finish(wide_state<C> &state, wide_shared<C> &
         float factor = with_sink(state.before[i], sinks == NULL ? NULL : sinks + row[i].head);
 #pragma unroll
         for (int32_t n = 0; n < C / 8; n++) {
-            float2 value = {
-                quotient(state.value[n][2 * i], factor, state.before[i].sum),
-                quotient(state.value[n][2 * i + 1], factor, state.before[i].sum),
-            };
-            *(float2 *)(row[i].out + n * 8 + threadIdx.x % 4 * 2) = value;
+            *(uint32_t *)(row[i].out + n * 8 + threadIdx.x % 4 * 2) =
+                pack_bf16(quotient(state.value[n][2 * i], factor, state.before[i].sum),
+                          quotient(state.value[n][2 * i + 1], factor, state.before[i].sum));
         }
     }
 }

@@ -6,7 +6,8 @@
  * Fixed addresses are also what lets a captured graph be launched for any later step.
  *
  * A failed call is kept in `fault` and comes out of `sync` (backend.h). All functions belong to
- * the device's thread. Activations are f32, keys and values f16.
+ * the device's thread. Activations are bf16 and the residual stream f32 (activation.cuh); keys and
+ * values are f16.
  */
 #ifndef KERNELS_CUDA_DEVICE_CUH
 #define KERNELS_CUDA_DEVICE_CUH
@@ -58,7 +59,6 @@ struct step_view {
     const struct step_counts *counts;
     const struct step_start *start; /* [slot_max] */
     const int32_t *history;         /* [history_max] */
-    const struct step_change *change;
     const struct step_move *move;
     const struct step_row *row;       /* [slot_max] */
     const struct step_sample *sample; /* [sample_max] */
@@ -126,6 +126,9 @@ struct device {
     char description[160];
     int32_t core_count;   /* multiprocessors */
     int32_t shared_bytes; /* that a block may have */
+    bool overlaps;        /* kernels may begin while the one before them ends (launch.cuh) */
+    bool hopper;          /* sm_90a: wgmma and bulk copies */
+    void *encode;         /* the driver's maker of tensor maps (matmul.cu), or NULL */
 
     void **memory; /* [memory_count] for close */
     int32_t memory_count, memory_max;
@@ -182,7 +185,6 @@ double cuda_read_rate(struct device *device);
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);
 int cuda_kv_open(struct device *device, const struct kv_shape *shape);
 void cuda_kv_close(struct device *device);
-void cuda_kv_change(struct device *device, int32_t change_count);
 void cuda_kv_copy(struct device *device, int32_t move_count);
 
 /* graph.cu */
@@ -204,6 +206,9 @@ void cuda_add_norm(struct device *device, struct activation out, struct activati
                    float eps, int32_t T, int32_t D);
 void cuda_linear(struct device *device, struct activation out, struct activation x,
                  const struct weight *weight, int32_t T);
+void cuda_gated_linear(struct device *device, struct activation out, struct activation gate_up,
+                       struct activation x, const struct weight *weight, enum act_kind act,
+                       int32_t T);
 void cuda_act_mul(struct device *device, struct activation out, struct activation gate_up,
                   enum act_kind act, int32_t T, int32_t F);
 void cuda_rope_store(struct device *device, struct activation qkv,

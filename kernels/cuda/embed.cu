@@ -2,7 +2,9 @@
  * of sample s]. Rows past the step's own are zeros, so that what a graph computes for its padding
  * stays finite. A block is one row.
  */
+#include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/dequantise.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 
@@ -26,6 +28,8 @@ template <enum format F> __global__ void embed_kernel(struct embed_part part, st
     constexpr int32_t BYTES = format_size<F>::BYTES;
     int32_t t = blockIdx.x;
     float *out = part.out + t * part.out_stride;
+    kernel_yield();
+    kernel_wait();
     if (t >= step.counts->token_count) {
         for (int32_t i = threadIdx.x; i < part.width; i += THREADS)
             out[i] = 0.0f;
@@ -41,36 +45,40 @@ template <enum format F> __global__ void embed_kernel(struct embed_part part, st
     }
 }
 
-__global__ void gather_kernel(float *out, int64_t out_stride, const float *x, int64_t x_stride,
+template <typename T>
+__global__ void gather_kernel(T *out, int64_t out_stride, const T *x, int64_t x_stride,
                               int32_t width, struct step_view step)
 {
     int32_t s = blockIdx.x;
+    kernel_yield();
+    kernel_wait();
     bool real = s < step.counts->sample_count;
-    const float *source = x + (real ? step.sample[s].index : 0) * x_stride;
+    const T *source = x + (real ? step.sample[s].index : 0) * x_stride;
     for (int32_t i = threadIdx.x; i < width; i += THREADS)
-        out[s * out_stride + i] = real ? source[i] : 0.0f;
+        from_float(&out[s * out_stride + i], real ? to_float(source[i]) : 0.0f);
 }
 
 static void embed_part(struct device *device, enum format format, const struct embed_part *part,
                        int32_t T)
 {
+    struct launch_shape shape = {dim3(T), dim3(THREADS), 0};
     switch (format) {
 #define FORMAT(constant, name, id, values, bytes)                                                  \
     case constant:                                                                                 \
-        embed_kernel<constant><<<T, THREADS, 0, device->stream>>>(*part, device->step);            \
+        launch(device, __func__, embed_kernel<constant>, shape, *part, device->step);              \
         break;
         FORMATS(FORMAT)
 #undef FORMAT
     case FORMAT_COUNT:
         assert(false);
     }
-    launch_check(device, __func__);
 }
 
 void cuda_embed(struct device *device, struct activation out, const struct weight *table,
                 float scale, int32_t T)
 {
     struct embed_part part = {};
+    assert(out.residual);
     if (T == 0)
         return;
     part.out = (float *)out.data;
@@ -91,7 +99,12 @@ void cuda_gather(struct device *device, struct activation out, struct activation
 {
     if (S == 0)
         return;
-    gather_kernel<<<S, THREADS, 0, device->stream>>>(
-        (float *)out.data, out.stride, (const float *)x.data, x.stride, D, device->step);
-    launch_check(device, __func__);
+    struct launch_shape shape = {dim3(S), dim3(THREADS), 0};
+    assert(out.residual == x.residual);
+    if (x.residual)
+        launch(device, __func__, gather_kernel<float>, shape, (float *)out.data, out.stride,
+               (const float *)x.data, x.stride, D, device->step);
+    else
+        launch(device, __func__, gather_kernel<bf16>, shape, (bf16 *)out.data, out.stride,
+               (const bf16 *)x.data, x.stride, D, device->step);
 }

@@ -101,6 +101,25 @@ static inline struct activation new_activation(struct device *device, int32_t ro
     return a;
 }
 
+static inline struct activation new_residual(struct device *device, int32_t rows, int64_t stride)
+{
+    struct activation a = {.stride = stride, .residual = true};
+
+    a.data =
+        subject.ops->alloc(device, (size_t)rows * (size_t)stride * subject.ops->residual_bytes);
+    assert(a.data != NULL);
+    return a;
+}
+
+/* The same rows from `first` on. */
+static inline struct activation rows_from(struct activation a, int64_t first)
+{
+    size_t bytes = a.residual ? subject.ops->residual_bytes : subject.ops->activation_bytes;
+
+    a.data = (char *)a.data + (size_t)(first * a.stride) * bytes;
+    return a;
+}
+
 /* Puts floats, and reads back what the device then holds: an activation may have 16 bits. */
 static inline void put_rounded(struct device *device, struct activation target, float *value,
                                int32_t rows, int32_t width)

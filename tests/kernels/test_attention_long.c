@@ -108,22 +108,17 @@ static void run_step(struct world *w, float *out)
 
     subject.ops->step_begin(w->device, &w->step);
     for (int32_t r = 0; r < w->step.row_count; r++)
-        subject.ops->put(
-            w->device,
-            (struct activation){(float *)w->qkv.data + (int64_t)w->row[r].token_first * w->width,
-                                w->width},
-            w->input + (int64_t)w->row[r].position * w->width, w->row[r].token_count, w->width);
+        subject.ops->put(w->device, rows_from(w->qkv, w->row[r].token_first),
+                         w->input + (int64_t)w->row[r].position * w->width, w->row[r].token_count,
+                         w->width);
     subject.ops->rope_store(w->device, w->qkv, &w->store, T);
     subject.ops->attention(w->device, w->out, w->qkv, &w->attention, T);
     for (int32_t r = 0; r < w->step.row_count; r++) {
         struct step_row row = w->row[r];
         w->done[row.slot] += row.token_count;
         if (row.slot == 0)
-            subject.ops->get(
-                w->device, out + (int64_t)row.position * w->q_width,
-                (struct activation){(float *)w->out.data + (int64_t)row.token_first * w->q_width,
-                                    w->q_width},
-                row.token_count, w->q_width);
+            subject.ops->get(w->device, out + (int64_t)row.position * w->q_width,
+                             rows_from(w->out, row.token_first), row.token_count, w->q_width);
     }
     subject.ops->step_end(w->device, &result);
     EXPECT_INT(subject.ops->sync(w->device), ==, 0);

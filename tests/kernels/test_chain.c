@@ -49,7 +49,7 @@ static struct weight packed(struct device *device, uint64_t *seed, int32_t out, 
     struct weight_source source = {FORMAT_F32, out, in, value};
     struct weight weight;
 
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL, false), ==, 0);
     free(value);
     return weight;
 }
@@ -85,7 +85,7 @@ static float *rope_table(struct device *device, int32_t length)
 
 static void open_buffers(struct small_model *m, const struct device_options *options)
 {
-    m->x = new_activation(m->device, options->token_max, D);
+    m->x = new_residual(m->device, options->token_max, D);
     m->y = new_activation(m->device, options->token_max, D);
     m->qkv = new_activation(m->device, options->token_max, (H + 2 * K) * C);
     m->attended = new_activation(m->device, options->token_max, H * C);

@@ -141,7 +141,7 @@ static void pack(struct world *w, struct weight *weight, int32_t out, int32_t in
     }
     for (int32_t i = 0; biased && i < out; i++)
         bias[i] = random_float(0.1f);
-    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL), ==,
+    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL, false), ==,
                0);
     for (int32_t i = 0; i < part_count; i++)
         free(data[i]);
@@ -161,7 +161,14 @@ static float *vector(struct world *w, int32_t width, float least)
 static struct activation activation(struct world *w, int32_t rows, int32_t width)
 {
     size_t bytes = (size_t)rows * (size_t)width * ops->activation_bytes;
-    return (struct activation){ops->alloc(w->device, bytes), width};
+    return (struct activation){.data = ops->alloc(w->device, bytes), .stride = width};
+}
+
+static struct activation residual(struct world *w, int32_t rows, int32_t width)
+{
+    size_t bytes = (size_t)rows * (size_t)width * ops->residual_bytes;
+    return (struct activation){
+        .data = ops->alloc(w->device, bytes), .stride = width, .residual = true};
 }
 
 static void load_layer(struct world *w, struct layer *layer)
@@ -234,7 +241,7 @@ static bool world_open(struct world *w)
     w->final_norm = vector(w, D, 0.5f);
     w->rope = rope_table(w);
     w->logits = ops->alloc(w->device, (size_t)SAMPLES * V * sizeof(float));
-    w->x = activation(w, TOKENS, D);
+    w->x = residual(w, TOKENS, D);
     w->y = activation(w, TOKENS, D);
     w->qkv = activation(w, TOKENS, QKV);
     w->mixed = activation(w, TOKENS, H * C);
@@ -319,8 +326,7 @@ static int32_t block_of(int32_t slot, int32_t group, int32_t index)
     return ((SLOTS - 1 - slot) * GROUPS + group) * TABLE + index;
 }
 
-/* The slot starts with these tokens; its tables get blocks for all of the context. Each entry is
- * first set wrong: the later change of a step must win. */
+/* The slot starts with these tokens; its tables get blocks for all of the context. */
 static void trip_start(struct trip *trip, int32_t slot, const int32_t *token, int32_t token_count,
                        const struct sampling *sampling)
 {
@@ -332,7 +338,6 @@ static void trip_start(struct trip *trip, int32_t slot, const int32_t *token, in
     step->history_count += token_count;
     for (int32_t group = 0; group < GROUPS; group++) {
         for (int32_t i = 0; i < TABLE; i++) {
-            step->change[step->change_count++] = (struct step_change){slot, group, i, 0};
             step->change[step->change_count++] =
                 (struct step_change){slot, group, i, block_of(slot, group, i)};
         }
@@ -609,7 +614,7 @@ static void expect_row_bits(struct world *w, enum format format)
     struct trip *trip = trip_clear(&trips[0]);
     struct weight table;
 
-    EXPECT_INT(ops->weight_pack(w->device, &table, &source, 1, NULL), ==, 0);
+    EXPECT_INT(ops->weight_pack(w->device, &table, &source, 1, NULL, false), ==, 0);
     trip_row(trip, 0, 0, token, 2);
     ops->step_begin(w->device, &trip->step);
     ops->embed(w->device, w->x, &table, 1.0f, 2);
@@ -737,8 +742,10 @@ static void the_backend_agrees_with_the_cpu(void)
         most = fmax(most, difference);
     }
     printf("mean and greatest difference of log-probabilities: %.2g %.2g\n", sum / PROMPT, most);
-    EXPECT(sum / PROMPT < 2e-3);
-    EXPECT(most < 1e-2);
+    /* Activations of 16 bits are rounded eight times as coarsely as the cache's halves. */
+    double unit = ops->activation_bytes == sizeof(float) ? 1.0 : 8.0;
+    EXPECT(sum / PROMPT < 2e-3 * unit);
+    EXPECT(most < 1e-2 * unit);
 }
 
 static void run_backend(const struct device_ops *backend, bool required)

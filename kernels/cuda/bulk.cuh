@@ -1,0 +1,169 @@
+/* Bulk copies from global to shared memory, and the barriers that count their bytes.
+ *
+ * A barrier has phases; it enters the next one when as many arrivals as it was made for and all
+ * expected bytes have come. Who waits gives the parity of the phase that is to end: 0 for the
+ * first, then 1, 0, ... . Blocks of a cluster may copy into, and arrive at, each other's.
+ */
+#ifndef KERNELS_CUDA_BULK_CUH
+#define KERNELS_CUDA_BULK_CUH
+
+#include "kernels/cuda/device.cuh"
+
+#include <cuda.h>
+
+__device__ static inline uint32_t shared_address(const void *pointer)
+{
+    return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+__device__ static inline void barrier_make(uint32_t barrier, uint32_t arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+
+/* After the last barrier_make, before others see them. */
+__device__ static inline void barrier_show(void)
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+/* Arrives, and `bytes` more are to come. */
+__device__ static inline void barrier_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+
+/* Arrives at this barrier of block `rank` of the cluster. */
+__device__ static inline void barrier_arrive(uint32_t barrier, uint32_t rank)
+{
+    asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
+                 "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
+                 "r"(rank)
+                 : "memory");
+}
+
+__device__ static inline void barrier_wait(uint32_t barrier, uint32_t parity)
+{
+    asm volatile("{.reg .pred p; wait: "
+                 "mbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1; "
+                 "@!p bra wait;}" ::"r"(barrier),
+                 "r"(parity)
+                 : "memory");
+}
+
+/* The map itself, before its first use. */
+__device__ static inline void bulk_prefetch(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
+/* The box at (column, row) of `map` to `target`. What lies outside is zeros, and counts. */
+__device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map, int32_t column,
+                                        int32_t row, uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
+/* The same for what is read once: it need not stay in the GPU's cache. */
+__device__ static inline void bulk_load_once(uint32_t target, const CUtensorMap *map,
+                                             int32_t column, int32_t row, uint32_t barrier)
+{
+    asm volatile("{.reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0; "
+                 "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], once;}" ::"r"(target),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
+/* To the same place in all blocks of the cluster whose bit is set; each one's barrier counts. */
+__device__ static inline void bulk_load_all(uint32_t target, const CUtensorMap *map, int32_t column,
+                                            int32_t row, uint32_t barrier, uint16_t blocks)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
+                 "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+                 : "memory");
+}
+
+/* After a wait: bulk copies see what ordinary stores of earlier kernels wrote to memory. */
+__device__ static inline void bulk_see(void)
+{
+    asm volatile("fence.proxy.async.global;" ::: "memory");
+}
+
+__device__ static inline uint32_t cluster_rank(void)
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+__device__ static inline void cluster_sync(void)
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+
+#else /* earlier GPUs: never launched */
+
+__device__ static inline void barrier_make(uint32_t, uint32_t)
+{
+}
+
+__device__ static inline void barrier_show(void)
+{
+}
+
+__device__ static inline void barrier_expect(uint32_t, uint32_t)
+{
+}
+
+__device__ static inline void barrier_arrive(uint32_t, uint32_t)
+{
+}
+
+__device__ static inline void barrier_wait(uint32_t, uint32_t)
+{
+}
+
+__device__ static inline void bulk_prefetch(const CUtensorMap *)
+{
+}
+
+__device__ static inline void bulk_load(uint32_t, const CUtensorMap *, int32_t, int32_t, uint32_t)
+{
+}
+
+__device__ static inline void bulk_load_once(uint32_t, const CUtensorMap *, int32_t, int32_t,
+                                             uint32_t)
+{
+}
+
+__device__ static inline void bulk_load_all(uint32_t, const CUtensorMap *, int32_t, int32_t,
+                                            uint32_t, uint16_t)
+{
+}
+
+__device__ static inline void bulk_see(void)
+{
+}
+
+__device__ static inline uint32_t cluster_rank(void)
+{
+    return 0;
+}
+
+__device__ static inline void cluster_sync(void)
+{
+}
+
+#endif
+
+#endif

@@ -1,0 +1,62 @@
+/* Launches that begin while the kernel before them ends.
+ *
+ * A kernel that is launched so calls before_wait, then kernel_wait in all threads before it
+ * touches what another kernel wrote or reads. As every kernel of a stream waits for the one before
+ * it to be whole, each knows all earlier ones whole. Kernels launched in the plain way may stand
+ * between.
+ */
+#ifndef KERNELS_CUDA_LAUNCH_CUH
+#define KERNELS_CUDA_LAUNCH_CUH
+
+#include "kernels/cuda/device.cuh"
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+/* The kernel behind this one may be set up once all blocks of this one are here. */
+__device__ static inline void kernel_yield(void)
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+
+/* Until the kernel before this one has ended, and what it wrote is there. */
+__device__ static inline void kernel_wait(void)
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+#else /* earlier GPUs: launched when the one before has ended */
+
+__device__ static inline void kernel_yield(void)
+{
+}
+
+__device__ static inline void kernel_wait(void)
+{
+}
+
+#endif
+
+struct launch_shape {
+    dim3 grid;
+    dim3 block;
+    size_t shared_bytes;
+};
+
+template <typename... Parameters, typename... Arguments>
+static inline void launch(struct device *device, const char *where, void (*kernel)(Parameters...),
+                          struct launch_shape shape, Arguments... arguments)
+{
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t config = {};
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    config.gridDim = shape.grid;
+    config.blockDim = shape.block;
+    config.dynamicSmemBytes = shape.shared_bytes;
+    config.stream = device->stream;
+    config.attrs = &attribute;
+    config.numAttrs = device->overlaps ? 1 : 0;
+    (void)cuda_check(device, cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
+}
+
+#endif
