@@ -139,6 +139,9 @@ static size_t cuda_weight_bytes(struct device *device, enum format format, int32
     return (size_t)out * format_row_bytes(format, in);
 }
 
+/* Behind the last row: rows are read in sixteens of bytes (matmul_packed.cu). */
+enum { WEIGHT_SLACK = 16 };
+
 /* Parts of one format lie behind each other and become one: a single product makes them all. */
 static bool joined(const struct weight_source *source, int32_t part_count)
 {
@@ -158,7 +161,7 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
         part->out += source[i].out;
         bytes += cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
     }
-    part->data = cuda_alloc(device, bytes);
+    part->data = cuda_alloc(device, bytes + WEIGHT_SLACK);
     for (int32_t i = 0; part->data != NULL && i < count; i++) {
         size_t own = cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
         cuda_upload(device, (uint8_t *)part->data + done, source[i].data, own);

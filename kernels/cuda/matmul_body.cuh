@@ -75,8 +75,10 @@ __device__ static inline struct tile_place place_of(int32_t index, const struct 
 template <int CLUSTER> __device__ static inline void release(uint32_t barrier)
 {
     uint32_t lane = threadIdx.x % WARP;
-    if (lane < CLUSTER)
-        barrier_arrive(barrier, lane);
+    if (CLUSTER == 1 && lane == 0)
+        barrier_arrive(barrier);
+    if (CLUSTER > 1 && lane < CLUSTER)
+        barrier_arrive_at(barrier, lane);
 }
 
 /* One tile's sums. */
