@@ -162,12 +162,14 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
         bytes += cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
     }
     part->data = cuda_alloc(device, bytes + WEIGHT_SLACK);
-    for (int32_t i = 0; part->data != NULL && i < count; i++) {
+    bool good = part->data != NULL;
+    for (int32_t i = 0; good && i < count; i++) {
         size_t own = cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
-        cuda_upload(device, (uint8_t *)part->data + done, source[i].data, own);
+        struct weight_bytes whole = {{(const uint8_t *)source[i].data, NULL}, own, 0};
+        good = cuda_load(device, (uint8_t *)part->data + done, &whole);
         done += own;
     }
-    return part->data != NULL;
+    return good;
 }
 
 /* Eight outputs of gate, the eight of up that go with them, and so on: a thread of the product has
@@ -187,18 +189,13 @@ static bool pack_gated(struct device *device, struct weight *weight,
 {
     size_t row_bytes = format_row_bytes(source[0].format, source[0].in), eight = 8 * row_bytes;
     size_t half = (size_t)weight->out / 2;
-    uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes);
-    if (target == NULL)
+    uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes + WEIGHT_SLACK);
+    const uint8_t *gate = (const uint8_t *)source[0].data;
+    const uint8_t *up =
+        part_count == 2 ? (const uint8_t *)source[1].data : gate + half * row_bytes;
+    struct weight_bytes striped = {{gate, up}, 2 * half * row_bytes, eight};
+    if (target == NULL || !cuda_load(device, target, &striped))
         return false;
-    for (int32_t i = 0; i < 2; i++) {
-        const uint8_t *from = part_count == 2 ? (const uint8_t *)source[i].data
-                                              : (const uint8_t *)source[0].data + i * half * row_bytes;
-        (void)cuda_check(device,
-                         cudaMemcpy2DAsync(target + i * eight, 2 * eight, from, eight, eight,
-                                           half / 8, cudaMemcpyHostToDevice, device->stream),
-                         __func__);
-    }
-    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
     weight->part_count = 1;
     weight->part[0].format = source[0].format;
     weight->part[0].out = weight->out;
@@ -263,6 +260,7 @@ static void cuda_close(struct device *device)
         return;
     if (device->stream != NULL)
         (void)cudaStreamSynchronize(device->stream);
+    cuda_load_end(device);
     cuda_graph_close(device);
     cuda_step_close(device);
     cuda_kv_close(device);
