@@ -58,6 +58,13 @@ static size_t cuda_memory_free(struct device *device)
     return free_bytes;
 }
 
+static size_t cuda_memory_total(struct device *device)
+{
+    size_t free_bytes = 0, total_bytes = 0;
+    (void)cuda_check(device, cudaMemGetInfo(&free_bytes, &total_bytes), __func__);
+    return total_bytes;
+}
+
 /* Copies and waits. */
 static void copy(struct device *device, void *target, const void *source, size_t bytes,
                  enum cudaMemcpyKind kind)
@@ -365,7 +372,9 @@ static const struct device_ops ops = {
     .open = cuda_open,
     .close = cuda_close,
     .memory_free = cuda_memory_free,
+    .memory_total = cuda_memory_total,
     .describe = cuda_describe,
+    .read_rate = cuda_read_rate,
     .alloc = cuda_alloc,
     .upload = cuda_upload,
     .download = cuda_download,

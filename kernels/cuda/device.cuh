@@ -187,6 +187,9 @@ void cuda_step_begin(struct device *device, const struct step *step);
 void cuda_step_end(struct device *device, struct step_result *result);
 int cuda_sync(struct device *device);
 
+/* read_rate.cu */
+double cuda_read_rate(struct device *device);
+
 /* kv.cu */
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);
 int cuda_kv_open(struct device *device, const struct kv_shape *shape);
