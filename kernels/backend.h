@@ -63,7 +63,8 @@ struct step_start {
     struct sampling sampling;
 };
 
-/* Entry `index` of a slot's block table in `group` becomes `block`: an entry at most once a step. */
+/* Entry `index` of a slot's block table in `group` becomes `block`: an entry at most once a step.
+ */
 struct step_change {
     int32_t slot;
     int32_t group;
@@ -155,8 +156,8 @@ struct weight {
         int32_t out;
         void *data;
     } part[WEIGHT_PART_MAX];
-    float *bias; /* [out] on the device, or NULL */
-    bool gated;  /* gate and up of a feed-forward: for gated_linear alone */
+    float *bias;      /* [out] on the device, or NULL */
+    bool gated;       /* gate and up of a feed-forward: for gated_linear alone */
     bool interleaved; /* how a backend laid them out */
 };
 

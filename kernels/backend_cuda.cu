@@ -106,8 +106,8 @@ static void cuda_put(struct device *device, struct activation target, const floa
         convert_kernel<<<rows, 256, 0, device->stream>>>((float *)target.data, target.stride,
                                                          staged, width, width);
     else
-        convert_kernel<<<rows, 256, 0, device->stream>>>((bf16 *)target.data, target.stride,
-                                                         staged, width, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>((bf16 *)target.data, target.stride, staged,
+                                                         width, width);
     launch_check(device, __func__);
     (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
     (void)cudaFree(staged);
@@ -121,11 +121,11 @@ static void cuda_get(struct device *device, float *target, struct activation sou
     if (bytes == 0 || !cuda_check(device, cudaMalloc((void **)&staged, bytes), __func__))
         return;
     if (source.residual)
-        convert_kernel<<<rows, 256, 0, device->stream>>>(
-            staged, width, (const float *)source.data, source.stride, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>(staged, width, (const float *)source.data,
+                                                         source.stride, width);
     else
-        convert_kernel<<<rows, 256, 0, device->stream>>>(
-            staged, width, (const bf16 *)source.data, source.stride, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>(staged, width, (const bf16 *)source.data,
+                                                         source.stride, width);
     launch_check(device, __func__);
     cuda_download(device, target, staged, bytes);
     (void)cudaFree(staged);
@@ -177,11 +177,11 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
 static bool interleaves(const struct device *device, const struct weight_source *source,
                         int32_t part_count)
 {
-    bool even = part_count == 1 ? source[0].out % 16 == 0
-                                : part_count == 2 && source[0].out == source[1].out &&
-                                      source[0].out % 8 == 0;
-    return even && device->hopper && source[0].format == FORMAT_BF16 && joined(source, part_count) &&
-           source[0].in % CHUNK == 0;
+    bool even = part_count == 1
+                    ? source[0].out % 16 == 0
+                    : part_count == 2 && source[0].out == source[1].out && source[0].out % 8 == 0;
+    return even && device->hopper && source[0].format == FORMAT_BF16 &&
+           joined(source, part_count) && source[0].in % CHUNK == 0;
 }
 
 static bool pack_gated(struct device *device, struct weight *weight,
@@ -191,8 +191,7 @@ static bool pack_gated(struct device *device, struct weight *weight,
     size_t half = (size_t)weight->out / 2;
     uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes + WEIGHT_SLACK);
     const uint8_t *gate = (const uint8_t *)source[0].data;
-    const uint8_t *up =
-        part_count == 2 ? (const uint8_t *)source[1].data : gate + half * row_bytes;
+    const uint8_t *up = part_count == 2 ? (const uint8_t *)source[1].data : gate + half * row_bytes;
     struct weight_bytes striped = {{gate, up}, 2 * half * row_bytes, eight};
     if (target == NULL || !cuda_load(device, target, &striped))
         return false;

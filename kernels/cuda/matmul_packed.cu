@@ -4,16 +4,17 @@
  * Warpgroups take the place of the producer: they have runs of a row's blocks copied into shared
  * memory as they are (units of 256 values, fewer of wide ones), dequantise them from there by the
  * formula of their format, round to bf16, and put them into the stage in the order that the tensor
- * cores read; each has every second or third stage. What multiplies and the order of sums are those of matmul_body.cuh, so that a token's bits
- * do not depend on T here either. Rounding a weight to bf16 costs 2^-9 of it at most, as rounding
- * the activation that it meets does; a quantised one is 2^-5 of it or more off the trained one.
+ * cores read; each has every second or third stage. What multiplies and the order of sums are those
+ * of matmul_body.cuh, so that a token's bits do not depend on T here either. Rounding a weight to
+ * bf16 costs 2^-9 of it at most, as rounding the activation that it meets does; a quantised one is
+ * 2^-5 of it or more off the trained one.
  */
 #include "kernels/cuda/dequantise.cuh"
 #include "kernels/cuda/matmul_body.cuh"
 
 enum {
-    RUN = 32,              /* values that a thread dequantises at once */
-    UNIT_BYTES_MAX = 280,  /* of a row: 256 values of eight bits and their scales */
+    RUN = 32,             /* values that a thread dequantises at once */
+    UNIT_BYTES_MAX = 280, /* of a row: 256 values of eight bits and their scales */
     BULK_ALIGN = 16,
 };
 
@@ -241,10 +242,9 @@ __device__ static inline void put_run(uint32_t rows, int32_t r, int32_t half,
 
 /* Dequantises the columns of one stage. Rows are a power of two. */
 __device__ static inline void fill_rows(const struct packed_weight &weight,
-                                        const struct matmul &call,
-                                        const struct matmul_tiles &tiles, struct tile_place place,
-                                        int32_t unit, int32_t column, const uint8_t *raw,
-                                        uint32_t rows)
+                                        const struct matmul &call, const struct matmul_tiles &tiles,
+                                        struct tile_place place, int32_t unit, int32_t column,
+                                        const uint8_t *raw, uint32_t rows)
 {
     int32_t first_run = (column - unit * weight.unit_values) / RUN;
     for (int32_t i = threadIdx.x % WARPGROUP; i < tiles.tile_rows * 2; i += WARPGROUP) {
@@ -270,10 +270,10 @@ struct packed_barriers {
 };
 
 template <int GROUPS, int N>
-__device__ static void produce_packed(const CUtensorMap *columns, const struct packed_weight &weight,
-                                      const struct matmul &call, const struct matmul_tiles &tiles,
-                                      uint32_t stages, struct packed_barriers barriers,
-                                      const uint8_t *raw)
+__device__ static void produce_packed(const CUtensorMap *columns,
+                                      const struct packed_weight &weight, const struct matmul &call,
+                                      const struct matmul_tiles &tiles, uint32_t stages,
+                                      struct packed_barriers barriers, const uint8_t *raw)
 {
     constexpr int32_t UNITS = packed_ring<GROUPS>::UNITS;
     constexpr int32_t PRODUCERS = packed_ring<GROUPS>::PRODUCERS;
@@ -285,16 +285,15 @@ __device__ static void produce_packed(const CUtensorMap *columns, const struct p
     struct ring ring = {0, 0}, taken = {0, 0}, wanted = {0, 0};
 
     for (int32_t i = 0; i < UNITS - 1; i++, asked.next(unit_count), wanted.next(UNITS))
-        ask<N>(weight, call, tiles, asked, thread,
-               shared_address(raw) + wanted.stage * raw_bytes, barriers.raw + wanted.stage * 8);
+        ask<N>(weight, call, tiles, asked, thread, shared_address(raw) + wanted.stage * raw_bytes,
+               barriers.raw + wanted.stage * 8);
     kernel_wait();
     bulk_see();
-    for (; at.tile < tiles.row_tiles * tiles.column_tiles;
-         at.next(unit_count), taken.next(UNITS)) {
+    for (; at.tile < tiles.row_tiles * tiles.column_tiles; at.next(unit_count), taken.next(UNITS)) {
         struct tile_place place = place_of<1, N>(at.tile, tiles, 0);
         producers_sync<GROUPS>(); /* nobody reads the unit before this one any more */
-        ask<N>(weight, call, tiles, asked, thread,
-               shared_address(raw) + wanted.stage * raw_bytes, barriers.raw + wanted.stage * 8);
+        ask<N>(weight, call, tiles, asked, thread, shared_address(raw) + wanted.stage * raw_bytes,
+               barriers.raw + wanted.stage * 8);
         asked.next(unit_count);
         wanted.next(UNITS);
         barrier_wait(barriers.raw + taken.stage * 8, taken.parity);
@@ -311,8 +310,8 @@ __device__ static void produce_packed(const CUtensorMap *columns, const struct p
                 barrier_expect(full, N * ROW_BYTES);
                 bulk_load(stage, columns, column, place.column, full);
             }
-            fill_rows(weight, call, tiles, place, at.unit, column,
-                      raw + taken.stage * raw_bytes, stage + N * ROW_BYTES);
+            fill_rows(weight, call, tiles, place, at.unit, column, raw + taken.stage * raw_bytes,
+                      stage + N * ROW_BYTES);
             wgmma_show();
             __syncwarp();
             if (thread % WARP == 0)

@@ -141,8 +141,8 @@ static void pack(struct world *w, struct weight *weight, int32_t out, int32_t in
     }
     for (int32_t i = 0; biased && i < out; i++)
         bias[i] = random_float(0.1f);
-    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL, false), ==,
-               0);
+    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL, false),
+               ==, 0);
     for (int32_t i = 0; i < part_count; i++)
         free(data[i]);
 }
