@@ -63,7 +63,8 @@ struct step_start {
     struct sampling sampling;
 };
 
-/* Entry `index` of a slot's block table in `group` becomes `block`: an entry at most once a step. */
+/* Entry `index` of a slot's block table in `group` becomes `block`: an entry at most once a step.
+ */
 struct step_change {
     int32_t slot;
     int32_t group;
@@ -155,8 +156,8 @@ struct weight {
         int32_t out;
         void *data;
     } part[WEIGHT_PART_MAX];
-    float *bias; /* [out] on the device, or NULL */
-    bool gated;  /* gate and up of a feed-forward: for gated_linear alone */
+    float *bias;      /* [out] on the device, or NULL */
+    bool gated;       /* gate and up of a feed-forward: for gated_linear alone */
     bool interleaved; /* how a backend laid them out */
 };
 
@@ -210,7 +211,13 @@ struct device_ops {
     void (*close)(struct device *device);
     /* Free bytes now; what `alloc`, `weight_pack` and `kv_open` may still take. */
     size_t (*memory_free)(struct device *device);
+    /* All bytes of a device of its own memory, whoever has them; NULL where the memory is the
+     * host's, shared with everything else. */
+    size_t (*memory_total)(struct device *device);
     const char *(*describe)(struct device *device); /* for the start-up log */
+    /* Bytes a second that the device reads from its memory, measured now, before weights and KV
+     * have taken it; 0: there is not the memory to measure with, or the device is broken. */
+    double (*read_rate)(struct device *device);
 
     /* Memory. `alloc` is zeroed; NULL when there is none. Freed by `close`. */
     void *(*alloc)(struct device *device, size_t bytes);

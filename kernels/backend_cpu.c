@@ -213,6 +213,7 @@ static const struct device_ops ops = {
     .close = cpu_close,
     .memory_free = cpu_memory_free,
     .describe = cpu_describe,
+    .read_rate = cpu_read_rate,
     .alloc = cpu_alloc,
     .upload = cpu_copy,
     .download = cpu_copy,

@@ -58,6 +58,13 @@ static size_t cuda_memory_free(struct device *device)
     return free_bytes;
 }
 
+static size_t cuda_memory_total(struct device *device)
+{
+    size_t free_bytes = 0, total_bytes = 0;
+    (void)cuda_check(device, cudaMemGetInfo(&free_bytes, &total_bytes), __func__);
+    return total_bytes;
+}
+
 /* Copies and waits. */
 static void copy(struct device *device, void *target, const void *source, size_t bytes,
                  enum cudaMemcpyKind kind)
@@ -99,8 +106,8 @@ static void cuda_put(struct device *device, struct activation target, const floa
         convert_kernel<<<rows, 256, 0, device->stream>>>((float *)target.data, target.stride,
                                                          staged, width, width);
     else
-        convert_kernel<<<rows, 256, 0, device->stream>>>((bf16 *)target.data, target.stride,
-                                                         staged, width, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>((bf16 *)target.data, target.stride, staged,
+                                                         width, width);
     launch_check(device, __func__);
     (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
     (void)cudaFree(staged);
@@ -114,11 +121,11 @@ static void cuda_get(struct device *device, float *target, struct activation sou
     if (bytes == 0 || !cuda_check(device, cudaMalloc((void **)&staged, bytes), __func__))
         return;
     if (source.residual)
-        convert_kernel<<<rows, 256, 0, device->stream>>>(
-            staged, width, (const float *)source.data, source.stride, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>(staged, width, (const float *)source.data,
+                                                         source.stride, width);
     else
-        convert_kernel<<<rows, 256, 0, device->stream>>>(
-            staged, width, (const bf16 *)source.data, source.stride, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>(staged, width, (const bf16 *)source.data,
+                                                         source.stride, width);
     launch_check(device, __func__);
     cuda_download(device, target, staged, bytes);
     (void)cudaFree(staged);
@@ -131,6 +138,9 @@ static size_t cuda_weight_bytes(struct device *device, enum format format, int32
     (void)device;
     return (size_t)out * format_row_bytes(format, in);
 }
+
+/* Behind the last row: rows are read in sixteens of bytes (matmul_packed.cu). */
+enum { WEIGHT_SLACK = 16 };
 
 /* Parts of one format lie behind each other and become one: a single product makes them all. */
 static bool joined(const struct weight_source *source, int32_t part_count)
@@ -151,13 +161,15 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
         part->out += source[i].out;
         bytes += cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
     }
-    part->data = cuda_alloc(device, bytes);
-    for (int32_t i = 0; part->data != NULL && i < count; i++) {
+    part->data = cuda_alloc(device, bytes + WEIGHT_SLACK);
+    bool good = part->data != NULL;
+    for (int32_t i = 0; good && i < count; i++) {
         size_t own = cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
-        cuda_upload(device, (uint8_t *)part->data + done, source[i].data, own);
+        struct weight_bytes whole = {{(const uint8_t *)source[i].data, NULL}, own, 0};
+        good = cuda_load(device, (uint8_t *)part->data + done, &whole);
         done += own;
     }
-    return part->data != NULL;
+    return good;
 }
 
 /* Eight outputs of gate, the eight of up that go with them, and so on: a thread of the product has
@@ -165,11 +177,11 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
 static bool interleaves(const struct device *device, const struct weight_source *source,
                         int32_t part_count)
 {
-    bool even = part_count == 1 ? source[0].out % 16 == 0
-                                : part_count == 2 && source[0].out == source[1].out &&
-                                      source[0].out % 8 == 0;
-    return even && device->hopper && source[0].format == FORMAT_BF16 && joined(source, part_count) &&
-           source[0].in % CHUNK == 0;
+    bool even = part_count == 1
+                    ? source[0].out % 16 == 0
+                    : part_count == 2 && source[0].out == source[1].out && source[0].out % 8 == 0;
+    return even && device->hopper && source[0].format == FORMAT_BF16 &&
+           joined(source, part_count) && source[0].in % CHUNK == 0;
 }
 
 static bool pack_gated(struct device *device, struct weight *weight,
@@ -177,18 +189,12 @@ static bool pack_gated(struct device *device, struct weight *weight,
 {
     size_t row_bytes = format_row_bytes(source[0].format, source[0].in), eight = 8 * row_bytes;
     size_t half = (size_t)weight->out / 2;
-    uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes);
-    if (target == NULL)
+    uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes + WEIGHT_SLACK);
+    const uint8_t *gate = (const uint8_t *)source[0].data;
+    const uint8_t *up = part_count == 2 ? (const uint8_t *)source[1].data : gate + half * row_bytes;
+    struct weight_bytes striped = {{gate, up}, 2 * half * row_bytes, eight};
+    if (target == NULL || !cuda_load(device, target, &striped))
         return false;
-    for (int32_t i = 0; i < 2; i++) {
-        const uint8_t *from = part_count == 2 ? (const uint8_t *)source[i].data
-                                              : (const uint8_t *)source[0].data + i * half * row_bytes;
-        (void)cuda_check(device,
-                         cudaMemcpy2DAsync(target + i * eight, 2 * eight, from, eight, eight,
-                                           half / 8, cudaMemcpyHostToDevice, device->stream),
-                         __func__);
-    }
-    (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
     weight->part_count = 1;
     weight->part[0].format = source[0].format;
     weight->part[0].out = weight->out;
@@ -253,6 +259,7 @@ static void cuda_close(struct device *device)
         return;
     if (device->stream != NULL)
         (void)cudaStreamSynchronize(device->stream);
+    cuda_load_end(device);
     cuda_graph_close(device);
     cuda_step_close(device);
     cuda_kv_close(device);
@@ -364,7 +371,9 @@ static const struct device_ops ops = {
     .open = cuda_open,
     .close = cuda_close,
     .memory_free = cuda_memory_free,
+    .memory_total = cuda_memory_total,
     .describe = cuda_describe,
+    .read_rate = cuda_read_rate,
     .alloc = cuda_alloc,
     .upload = cuda_upload,
     .download = cuda_download,

@@ -25,6 +25,8 @@ struct rank {
     struct ledger ledger;
     int64_t block_bytes;
     int64_t weight_total; /* while loading */
+    int64_t step_bytes;   /* of the weights, what a step reads */
+    double read_rate;
     char description[128];
     bool graph_fault; /* sticks, as a device's own faults do */
     char fault[256];  /* why; written once, before the wait that says -EIO returns */
@@ -194,6 +196,8 @@ static bool make_ledger(struct rank *rank, const struct loader *loader, const st
         wish->position_bytes += (int64_t)rope_table_bytes(&shape->rope[i], 1);
     wish->block_bytes = (int64_t)rank->ops->kv_block_bytes(rank->device, kv);
     wish->free_bytes = (int64_t)rank->ops->memory_free(rank->device);
+    if (rank->ops->memory_total != NULL)
+        wish->total_bytes = (int64_t)rank->ops->memory_total(rank->device);
     rank->block_bytes = wish->block_bytes;
     status = ledger_make(&rank->ledger, wish, detail, sizeof(detail));
     if (status != 0)
@@ -236,6 +240,18 @@ static bool open_kv(struct rank *rank, struct kv_shape *kv)
     return status == 0;
 }
 
+/* All weights, but for an embedding that is not the head too: few of its rows are. */
+static int64_t count_step_bytes(const struct rank *rank)
+{
+    const struct weight *embed = &rank->weights.embed;
+    int64_t bytes = rank->ledger.weight_bytes;
+
+    for (int32_t i = 0; rank->weights.head != embed && i < embed->part_count; i++)
+        bytes -= (int64_t)rank->ops->weight_bytes(rank->device, embed->part[i].format,
+                                                  embed->part[i].out, embed->in);
+    return bytes;
+}
+
 static void load(struct rank *rank)
 {
     static const int32_t one_group[LAYER_MAX];
@@ -267,10 +283,13 @@ static void load(struct rank *rank)
         rank->options.measure)
         return;
     source_prefetch(loader.source);
+    if (rank->options.read_rate)
+        rank->read_rate = rank->ops->read_rate(rank->device);
     good = load_weights(rank, &loader);
     loader_end(&loader);
     if (!good || !open_kv(rank, &kv))
         return;
+    rank->step_bytes = count_step_bytes(rank);
     rank->pass.ops = rank->ops;
     rank->pass.device = rank->device;
     rank->pass.shape = shape;
@@ -467,6 +486,16 @@ const struct ledger *rank_ledger(const struct rank *rank)
 int64_t rank_block_bytes(const struct rank *rank)
 {
     return rank->block_bytes;
+}
+
+int64_t rank_step_bytes(const struct rank *rank)
+{
+    return rank->step_bytes;
+}
+
+double rank_read_rate(const struct rank *rank)
+{
+    return rank->read_rate;
 }
 
 void rank_describe(const struct rank *rank, char *text, size_t max)

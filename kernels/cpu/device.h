@@ -128,6 +128,7 @@ void cpu_free(struct device *device, void *data);
 
 /* memory.c: bytes that may still be taken. */
 size_t cpu_memory_free(struct device *device);
+double cpu_read_rate(struct device *device);
 
 /* For tests and benches: use `isa`, which must be available. */
 void cpu_set_isa(struct device *device, enum cpu_isa isa);

@@ -20,7 +20,8 @@ __device__ static inline uint32_t shared_address(const void *pointer)
 
 __device__ static inline void barrier_make(uint32_t barrier, uint32_t arrivals)
 {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals)
+                 : "memory");
 }
 
 /* After the last barrier_make, before others see them. */
@@ -36,8 +37,13 @@ __device__ static inline void barrier_expect(uint32_t barrier, uint32_t bytes)
                  : "memory");
 }
 
+__device__ static inline void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
 /* Arrives at this barrier of block `rank` of the cluster. */
-__device__ static inline void barrier_arrive(uint32_t barrier, uint32_t rank)
+__device__ static inline void barrier_arrive_at(uint32_t barrier, uint32_t rank)
 {
     asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
                  "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
@@ -91,6 +97,16 @@ __device__ static inline void bulk_load_all(uint32_t target, const CUtensorMap *
                  : "memory");
 }
 
+/* `bytes` as they lie; both ends and their number are multiples of 16. */
+__device__ static inline void bulk_copy(uint32_t target, const void *source, uint32_t bytes,
+                                        uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(target),
+                 "l"(source), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 /* After a wait: bulk copies see what ordinary stores of earlier kernels wrote to memory. */
 __device__ static inline void bulk_see(void)
 {
@@ -125,7 +141,11 @@ __device__ static inline void barrier_expect(uint32_t, uint32_t)
 {
 }
 
-__device__ static inline void barrier_arrive(uint32_t, uint32_t)
+__device__ static inline void barrier_arrive(uint32_t)
+{
+}
+
+__device__ static inline void barrier_arrive_at(uint32_t, uint32_t)
 {
 }
 
@@ -148,6 +168,10 @@ __device__ static inline void bulk_load_once(uint32_t, const CUtensorMap *, int3
 
 __device__ static inline void bulk_load_all(uint32_t, const CUtensorMap *, int32_t, int32_t,
                                             uint32_t, uint16_t)
+{
+}
+
+__device__ static inline void bulk_copy(uint32_t, const void *, uint32_t, uint32_t)
 {
 }
 

@@ -121,6 +121,14 @@ struct attention_state {
     int32_t partial_tokens;
 };
 
+/* A tensor as it is to lie on the device: part[0], or stripes of `stripe` bytes of two parts in
+ * turn where that is not 0. */
+struct weight_bytes {
+    const uint8_t *part[2];
+    size_t bytes;
+    size_t stripe;
+};
+
 struct captured {
     int64_t key;
     cudaGraphExec_t exec;
@@ -157,6 +165,7 @@ struct device {
     int32_t *layer_index; /* [layer_count] place of the layer in its group */
 
     struct attention_state attention;
+    struct weight_loader *loader; /* while weights come in, else NULL */
 
     struct captured *graph; /* [graph_count] */
     int32_t graph_count, graph_max;
@@ -186,11 +195,18 @@ void cuda_step_begin(struct device *device, const struct step *step);
 void cuda_step_end(struct device *device, struct step_result *result);
 int cuda_sync(struct device *device);
 
+/* read_rate.cu */
+double cuda_read_rate(struct device *device);
+
 /* kv.cu */
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);
 int cuda_kv_open(struct device *device, const struct kv_shape *shape);
 void cuda_kv_close(struct device *device);
 void cuda_kv_copy(struct device *device, int32_t move_count);
+
+/* load.cu: false when there is no pinned memory or no thread for it. */
+bool cuda_load(struct device *device, void *target, const struct weight_bytes *source);
+void cuda_load_end(struct device *device);
 
 /* graph.cu */
 void cuda_graph_close(struct device *device);

@@ -66,6 +66,7 @@ int cuda_kv_open(struct device *device, const struct kv_shape *shape)
     struct kv_view *kv = &device->kv;
     size_t layer_bytes = (size_t)shape->layer_count * sizeof(int32_t);
     assert(kv->pool == NULL);
+    cuda_load_end(device); /* all weights are there */
     if (device->options.kv_dtype != KV_AUTO)
         return -ENOTSUP;
     kv->group_count = shape->group_count;

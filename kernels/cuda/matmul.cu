@@ -10,7 +10,8 @@
  * one or two warpgroups that multiply them. Weights that are rows are read while the kernel before
  * this one still runs. Blocks of a cluster have neighbouring rows and the same columns, which one
  * copy brings to all. A tile may have fewer than 64 rows: the products of the rows behind it, which
- * are some other stage's bytes, are dropped. So a small matrix, too, is read by all multiprocessors.
+ * are some other stage's bytes, are dropped. So a small matrix, too, is read by all
+ * multiprocessors.
  */
 #include "kernels/cuda/matmul_body.cuh"
 
@@ -104,8 +105,7 @@ __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
         uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
         struct ring ring = {0, 0};
         kernel_wait();
-        for (int32_t tile = blockIdx.x / CLUSTER; tile < tile_count;
-             tile += gridDim.x / CLUSTER) {
+        for (int32_t tile = blockIdx.x / CLUSTER; tile < tile_count; tile += gridDim.x / CLUSTER) {
             float sum[N / 8][4];
             struct tile_place place = place_of<CLUSTER, N>(tile, tiles, rank);
 #pragma unroll
@@ -154,14 +154,12 @@ static void matmul_launch(struct device *device, const struct matmul &call,
     int32_t most = device->core_count / CLUSTER * (shared <= SHARED_MAX / 2 ? 2 : 1);
 
     bool mapped =
-        WEIGHT_ROWS ? map_rows(device, &rows, call.weight, call.in, call.in, call.count,
-                               tiles.tile_rows) &&
-                          map_rows(device, &columns, call.x, call.x_stride, call.in, call.T,
-                                   N / CLUSTER)
-                    : map_rows(device, &rows, call.x, call.x_stride, call.in, call.T,
-                               tiles.tile_rows) &&
-                          map_rows(device, &columns, call.weight, call.in, call.in, call.count,
-                                   N / CLUSTER);
+        WEIGHT_ROWS
+            ? map_rows(device, &rows, call.weight, call.in, call.in, call.count, tiles.tile_rows) &&
+                  map_rows(device, &columns, call.x, call.x_stride, call.in, call.T, N / CLUSTER)
+            : map_rows(device, &rows, call.x, call.x_stride, call.in, call.T, tiles.tile_rows) &&
+                  map_rows(device, &columns, call.weight, call.in, call.in, call.count,
+                           N / CLUSTER);
     if (!mapped)
         return;
     (void)cuda_check(
@@ -199,9 +197,9 @@ static void matmul_launch(struct device *device, const struct matmul &call,
         }                                                                                          \
     }
 static const struct matmul_variant variants[] = {
-    FEW(1, 8, 1, 0.095),   FEW(1, 16, 1, 0.105),  FEW(1, 32, 1, 0.11),   FEW(1, 64, 1, 0.125),
-    FEW(1, 64, 2, 0.14),   FEW(1, 128, 2, 0.17),  FEW(2, 128, 2, 0.34),  FEW(1, 256, 2, 0.43),
-    FEW(2, 256, 2, 0.75),  MANY(2, 64, 2, 0.26),  MANY(2, 128, 2, 0.38), MANY(2, 256, 2, 0.74),
+    FEW(1, 8, 1, 0.095),  FEW(1, 16, 1, 0.105), FEW(1, 32, 1, 0.11),   FEW(1, 64, 1, 0.125),
+    FEW(1, 64, 2, 0.14),  FEW(1, 128, 2, 0.17), FEW(2, 128, 2, 0.34),  FEW(1, 256, 2, 0.43),
+    FEW(2, 256, 2, 0.75), MANY(2, 64, 2, 0.26), MANY(2, 128, 2, 0.38), MANY(2, 256, 2, 0.74),
 };
 enum { VARIANTS = sizeof(variants) / sizeof(*variants) };
 

@@ -13,9 +13,9 @@
 
 enum {
     WARPGROUP = 128,
-    DEPTH = 64,             /* columns of `in` a stage: 128 bytes, as wide as they are swizzled */
-    ROW_BYTES = DEPTH * 2,  /* of a stage */
-    GROUP_ROWS = 64,        /* that a warpgroup multiplies */
+    DEPTH = 64,            /* columns of `in` a stage: 128 bytes, as wide as they are swizzled */
+    ROW_BYTES = DEPTH * 2, /* of a stage */
+    GROUP_ROWS = 64,       /* that a warpgroup multiplies */
     STAGES_MAX = 32,
     SHARED_MAX = 227 * 1024 - 1024, /* without barriers */
     SHARED_ALIGN = 1024,
@@ -75,8 +75,10 @@ __device__ static inline struct tile_place place_of(int32_t index, const struct 
 template <int CLUSTER> __device__ static inline void release(uint32_t barrier)
 {
     uint32_t lane = threadIdx.x % WARP;
-    if (lane < CLUSTER)
-        barrier_arrive(barrier, lane);
+    if (CLUSTER == 1 && lane == 0)
+        barrier_arrive(barrier);
+    if (CLUSTER > 1 && lane < CLUSTER)
+        barrier_arrive_at(barrier, lane);
 }
 
 /* One tile's sums. */
@@ -218,7 +220,7 @@ __device__ static inline void store(const float (&sum)[N / 8][4], const struct m
         for (int32_t j = 0; j < 4; j++) {
             int32_t own = output + j * 8 + 2 * t;
             bias[j] = call.bias != NULL && own < call.count ? *(const float2 *)(call.bias + own)
-                                                           : make_float2(0.0f, 0.0f);
+                                                            : make_float2(0.0f, 0.0f);
         }
 #pragma unroll
         for (int32_t half = 0; half < 2; half++) {
@@ -226,9 +228,8 @@ __device__ static inline void store(const float (&sum)[N / 8][4], const struct m
             uint32_t piece[4];
 #pragma unroll
             for (int32_t j = 0; j < 4; j++)
-                piece[j] = pack_bf16(
-                    finished(sum[n + j][2 * half], bias[j].x, call.softcap),
-                    finished(sum[n + j][2 * half + 1], bias[j].y, call.softcap));
+                piece[j] = pack_bf16(finished(sum[n + j][2 * half], bias[j].x, call.softcap),
+                                     finished(sum[n + j][2 * half + 1], bias[j].y, call.softcap));
             exchange(piece);
             if (token < call.T && output + t * 8 < call.count)
                 *(uint4 *)((bf16 *)call.out + token * call.out_stride + output + t * 8) =
@@ -256,10 +257,10 @@ __device__ static inline void store_gated(const float (&sum)[N / 8][4], const st
                 bool biased = call.bias != NULL && own < call.count;
                 float2 gate = biased ? *(const float2 *)(call.bias + own) : make_float2(0, 0);
                 float2 up = biased ? *(const float2 *)(call.bias + own + 8) : make_float2(0, 0);
-                piece[j] = pack_bf16(
-                    activate(call.act, sum[m][2 * half] + gate.x) * (sum[m + 1][2 * half] + up.x),
-                    activate(call.act, sum[m][2 * half + 1] + gate.y) *
-                        (sum[m + 1][2 * half + 1] + up.y));
+                piece[j] = pack_bf16(activate(call.act, sum[m][2 * half] + gate.x) *
+                                         (sum[m + 1][2 * half] + up.x),
+                                     activate(call.act, sum[m][2 * half + 1] + gate.y) *
+                                         (sum[m + 1][2 * half + 1] + up.y));
             }
             exchange(piece);
             if (token < call.T && output + t * 8 < call.count / 2)
@@ -272,17 +273,16 @@ __device__ static inline void store_gated(const float (&sum)[N / 8][4], const st
 /* ---- launches ---- */
 
 /* Boxes of box_rows rows and DEPTH columns of [rows, width]. */
-static inline bool map_rows(struct device *device, CUtensorMap *map, const bf16 *data, int64_t stride,
-                            int32_t width, int32_t rows, int32_t box_rows)
+static inline bool map_rows(struct device *device, CUtensorMap *map, const bf16 *data,
+                            int64_t stride, int32_t width, int32_t rows, int32_t box_rows)
 {
     auto encode = (PFN_cuTensorMapEncodeTiled_v12000)device->encode;
     const cuuint64_t sizes[] = {(cuuint64_t)width, (cuuint64_t)rows};
     const cuuint64_t strides[] = {(cuuint64_t)stride * sizeof(bf16)};
     const cuuint32_t box[] = {DEPTH, (cuuint32_t)box_rows}, steps[] = {1, 1};
     CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides,
-                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-                             CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return cuda_check(device, result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue,
                       __func__);
 }

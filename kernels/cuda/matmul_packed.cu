@@ -1,19 +1,21 @@
 /* The matmul of weights that lie as in their file: of all formats but bf16, whose kernel is in
  * matmul.cu. Weights are the rows.
  *
- * A warpgroup takes the place of the producer: it copies runs of a row's blocks into shared memory
- * as they are (units of 64 values, or the 256 of a block), dequantises them there by the formula
- * of their format, rounds to bf16, and puts them into the stage in the order that the tensor cores
- * read. What multiplies and the order of sums are those of matmul_body.cuh, so that a token's bits
- * do not depend on T here either. Rounding a weight to bf16 costs 2^-9 of it at most, as rounding
- * the activation that it meets does; a quantised one is 2^-5 of it or more off the trained one.
+ * Warpgroups take the place of the producer: they have runs of a row's blocks copied into shared
+ * memory as they are (units of 256 values, fewer of wide ones), dequantise them from there by the
+ * formula of their format, round to bf16, and put them into the stage in the order that the tensor
+ * cores read; each has every second or third stage. What multiplies and the order of sums are those
+ * of matmul_body.cuh, so that a token's bits do not depend on T here either. Rounding a weight to
+ * bf16 costs 2^-9 of it at most, as rounding the activation that it meets does; a quantised one is
+ * 2^-5 of it or more off the trained one.
  */
 #include "kernels/cuda/dequantise.cuh"
 #include "kernels/cuda/matmul_body.cuh"
 
 enum {
-    RUN = 32,          /* values that a thread dequantises at once */
-    BLOCK_VALUES = 64, /* of a unit, where blocks are not longer */
+    RUN = 32,             /* values that a thread dequantises at once */
+    UNIT_BYTES_MAX = 280, /* of a row: 256 values of eight bits and their scales */
+    BULK_ALIGN = 16,
 };
 
 /* How the weight lies in memory and in the ring of units. */
@@ -22,11 +24,14 @@ struct packed_weight {
     int64_t row_bytes;
     enum format format;
     int32_t unit_values, unit_bytes;
-    int32_t raw_stride; /* bytes between the rows of a unit: an odd number of words */
+    int32_t raw_stride; /* bytes between the rows of a unit: an odd number of BULK_ALIGN */
 };
 
+/* With one warpgroup that multiplies, or two. */
 template <int GROUPS> struct packed_ring {
     static constexpr int32_t UNITS = GROUPS == 1 ? 4 : 2;
+    static constexpr int32_t PRODUCERS = GROUPS == 1 ? 3 : 2; /* warpgroups */
+    static constexpr int32_t THREADS = (GROUPS + PRODUCERS) * WARPGROUP;
 };
 
 /* Which unit comes next: all of a tile's, then the next tile's. */
@@ -41,14 +46,10 @@ struct unit_cursor {
     }
 };
 
-__device__ static inline void producers_sync(void)
+template <int GROUPS> __device__ static inline void producers_sync(void)
 {
-    asm volatile("bar.sync 1, %0;" ::"n"((int32_t)WARPGROUP) : "memory");
-}
-
-__device__ static inline void copy_word(uint32_t target, const uint8_t *source)
-{
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(source) : "memory");
+    constexpr int32_t THREADS = packed_ring<GROUPS>::PRODUCERS * WARPGROUP;
+    asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
 }
 
 __device__ static inline const uint8_t *unit_start(const struct packed_weight &weight, int32_t row,
@@ -57,33 +58,46 @@ __device__ static inline const uint8_t *unit_start(const struct packed_weight &w
     return weight.data + row * weight.row_bytes + (int64_t)unit * weight.unit_bytes;
 }
 
-/* Asks for a unit of the tile's rows: whole words, so that up to three bytes before and behind
- * come too. A group of copies, also where there is nothing to ask for. */
+/* Asks for a unit of the tile's rows, a thread a row: whole sixteens of bytes, so that some before
+ * and behind come too. */
 template <int N>
 __device__ static void ask(const struct packed_weight &weight, const struct matmul &call,
-                           const struct matmul_tiles &tiles, struct unit_cursor at, uint32_t raw)
+                           const struct matmul_tiles &tiles, struct unit_cursor at, int32_t thread,
+                           uint32_t raw, uint32_t barrier)
 {
-    int32_t thread = threadIdx.x % WARPGROUP, lane = thread % WARP;
-    if (at.tile < tiles.row_tiles * tiles.column_tiles) {
-        struct tile_place place = place_of<1, N>(at.tile, tiles, 0);
-        int64_t left = weight.row_bytes - (int64_t)at.unit * weight.unit_bytes;
-        int32_t bytes = left < weight.unit_bytes ? (int32_t)left : weight.unit_bytes;
-        for (int32_t r = thread / WARP; r < tiles.tile_rows; r += WARPGROUP / WARP) {
-            if (place.row + r >= call.count)
-                break;
-            const uint8_t *start = unit_start(weight, place.row + r, at.unit);
-            int32_t before = (int32_t)((uintptr_t)start & 3);
-            int32_t words = (before + bytes + 3) / 4;
-            for (int32_t w = lane; w < words; w += WARP)
-                copy_word(raw + r * weight.raw_stride + w * 4, start - before + w * 4);
-        }
+    if (thread >= tiles.tile_rows || at.tile >= tiles.row_tiles * tiles.column_tiles)
+        return;
+    int32_t row = place_of<1, N>(at.tile, tiles, 0).row + thread;
+    if (row >= call.count) {
+        barrier_arrive(barrier);
+        return;
     }
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    const uint8_t *start = unit_start(weight, row, at.unit);
+    int64_t left = weight.row_bytes - (int64_t)at.unit * weight.unit_bytes;
+    int32_t before = (int32_t)((uintptr_t)start % BULK_ALIGN);
+    int32_t bytes = before + (left < weight.unit_bytes ? (int32_t)left : weight.unit_bytes);
+    bytes = (bytes + BULK_ALIGN - 1) / BULK_ALIGN * BULK_ALIGN;
+    barrier_expect(barrier, bytes);
+    bulk_copy(raw + thread * weight.raw_stride, start - before, bytes, barrier);
 }
 
-/* Run `run` of a unit. */
-template <enum format F> __device__ static inline void unpack(float (&value)[RUN],
-                                                              const uint8_t *unit, int32_t run)
+/* Four bytes at an even address. */
+__device__ static inline uint32_t word_at(const uint8_t *at)
+{
+    const uint16_t *half = (const uint16_t *)at;
+    return half[0] | (uint32_t)half[1] << 16;
+}
+
+/* Byte `i` of a word, 0 .. 255, as a float: an exact sum, where a conversion would be slow. */
+__device__ static inline float byte_value(uint32_t word, int32_t i)
+{
+    return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 | i)) - 8388608.0f;
+}
+
+/* Run `run` of a unit. The formats that models are most often in have a way of their own, with the
+ * products and sums of `dequantise`. */
+template <enum format F>
+__device__ static inline void unpack(float (&value)[RUN], const uint8_t *unit, int32_t run)
 {
     constexpr int32_t VALUES = format_size<F>::VALUES;
     constexpr int32_t BYTES = format_size<F>::BYTES;
@@ -97,6 +111,101 @@ template <enum format F> __device__ static inline void unpack(float (&value)[RUN
 #pragma unroll
         for (int32_t i = 0; i < RUN; i++)
             value[i] = dequantise<F>(unit + (run * RUN + i) * BYTES, 0);
+    }
+}
+
+template <>
+__device__ inline void unpack<FORMAT_Q4_0>(float (&value)[RUN], const uint8_t *unit, int32_t run)
+{
+    const uint8_t *block = unit + run * format_size<FORMAT_Q4_0>::BYTES;
+    float scale = read_f16(block);
+#pragma unroll
+    for (int32_t w = 0; w < 4; w++) {
+        uint32_t pairs = word_at(block + 2 + 4 * w);
+        uint32_t low = pairs & 0x0f0f0f0f, high = pairs >> 4 & 0x0f0f0f0f;
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++) {
+            value[4 * w + i] = __fmul_rn(scale, byte_value(low, i) - 8.0f);
+            value[4 * w + i + 16] = __fmul_rn(scale, byte_value(high, i) - 8.0f);
+        }
+    }
+}
+
+template <>
+__device__ inline void unpack<FORMAT_Q8_0>(float (&value)[RUN], const uint8_t *unit, int32_t run)
+{
+    const uint8_t *block = unit + run * format_size<FORMAT_Q8_0>::BYTES;
+    float scale = read_f16(block);
+#pragma unroll
+    for (int32_t w = 0; w < 8; w++) {
+        uint32_t word = word_at(block + 2 + 4 * w) ^ 0x80808080u;
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            value[4 * w + i] = __fmul_rn(scale, byte_value(word, i) - 128.0f);
+    }
+}
+
+/* Of Q4_K and Q5_K: q of 32 values, their scale and minimum. */
+__device__ static inline void unpack_k(float (&value)[RUN], const uint8_t *block, int32_t run,
+                                       const uint32_t (&q)[8])
+{
+    float scale = __fmul_rn(read_f16(block), (float)k_scale(block + 4, run));
+    float minimum = __fmul_rn(read_f16(block + 2), (float)k_minimum(block + 4, run));
+#pragma unroll
+    for (int32_t w = 0; w < 8; w++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            value[4 * w + i] = __fsub_rn(__fmul_rn(scale, byte_value(q[w], i)), minimum);
+}
+
+template <>
+__device__ inline void unpack<FORMAT_Q4_K>(float (&value)[RUN], const uint8_t *unit, int32_t run)
+{
+    const uint8_t *pairs = unit + 16 + 32 * (run / 2);
+    uint32_t q[8];
+#pragma unroll
+    for (int32_t w = 0; w < 8; w++)
+        q[w] = word_at(pairs + 4 * w) >> (run % 2 * 4) & 0x0f0f0f0f;
+    unpack_k(value, unit, run, q);
+}
+
+template <>
+__device__ inline void unpack<FORMAT_Q5_K>(float (&value)[RUN], const uint8_t *unit, int32_t run)
+{
+    const uint8_t *pairs = unit + 48 + 32 * (run / 2);
+    uint32_t q[8];
+#pragma unroll
+    for (int32_t w = 0; w < 8; w++)
+        q[w] = (word_at(pairs + 4 * w) >> (run % 2 * 4) & 0x0f0f0f0f) |
+               (word_at(unit + 16 + 4 * w) >> run & 0x01010101) << 4;
+    unpack_k(value, unit, run, q);
+}
+
+template <>
+__device__ inline void unpack<FORMAT_Q6_K>(float (&value)[RUN], const uint8_t *unit, int32_t run)
+{
+    int32_t half = run / 4, quarter = run % 4;
+    const uint8_t *low = unit + 64 * half + 32 * (quarter % 2), *high = unit + 128 + 32 * half;
+    float scale = read_f16(unit + 208);
+#pragma unroll
+    for (int32_t w = 0; w < 8; w++) {
+        float own = __fmul_rn(scale, (float)(int8_t)unit[192 + 2 * run + w / 4]);
+        uint32_t q = (word_at(low + 4 * w) >> (quarter / 2 * 4) & 0x0f0f0f0f) |
+                     (word_at(high + 4 * w) >> (2 * quarter) & 0x03030303) << 4;
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            value[4 * w + i] = __fmul_rn(own, byte_value(q, i) - 32.0f);
+    }
+}
+
+template <>
+__device__ inline void unpack<FORMAT_F16>(float (&value)[RUN], const uint8_t *unit, int32_t run)
+{
+#pragma unroll
+    for (int32_t i = 0; i < RUN / 2; i++) {
+        float2 two = __half22float2(((const __half2 *)unit)[run * (RUN / 2) + i]);
+        value[2 * i] = two.x;
+        value[2 * i + 1] = two.y;
     }
 }
 
@@ -131,21 +240,21 @@ __device__ static inline void put_run(uint32_t rows, int32_t r, int32_t half,
     }
 }
 
-/* Dequantises the columns of one stage, and says so. */
+/* Dequantises the columns of one stage. Rows are a power of two. */
 __device__ static inline void fill_rows(const struct packed_weight &weight,
-                                        const struct matmul &call,
-                                        const struct matmul_tiles &tiles, struct tile_place place,
-                                        int32_t unit, int32_t column, const uint8_t *raw,
-                                        uint32_t rows)
+                                        const struct matmul &call, const struct matmul_tiles &tiles,
+                                        struct tile_place place, int32_t unit, int32_t column,
+                                        const uint8_t *raw, uint32_t rows)
 {
     int32_t first_run = (column - unit * weight.unit_values) / RUN;
     for (int32_t i = threadIdx.x % WARPGROUP; i < tiles.tile_rows * 2; i += WARPGROUP) {
-        int32_t r = i % tiles.tile_rows, half = i / tiles.tile_rows;
+        int32_t r = i & (tiles.tile_rows - 1), half = i >= tiles.tile_rows;
         float value[RUN];
         if (place.row + r < call.count && column + half * RUN < call.in) {
             const uint8_t *start = unit_start(weight, place.row + r, unit);
             unpack_any(value, weight.format,
-                       raw + r * weight.raw_stride + ((uintptr_t)start & 3), first_run + half);
+                       raw + r * weight.raw_stride + (uintptr_t)start % BULK_ALIGN,
+                       first_run + half);
         } else {
 #pragma unroll
             for (int32_t j = 0; j < RUN; j++)
@@ -155,75 +264,94 @@ __device__ static inline void fill_rows(const struct packed_weight &weight,
     }
 }
 
+struct packed_barriers {
+    uint32_t full, empty; /* of stages */
+    uint32_t raw;         /* of units */
+};
+
 template <int GROUPS, int N>
-__device__ static void produce_packed(const CUtensorMap *columns, const struct packed_weight &weight,
-                                      const struct matmul &call, const struct matmul_tiles &tiles,
-                                      uint32_t stages, uint32_t full, uint32_t empty,
-                                      const uint8_t *raw)
+__device__ static void produce_packed(const CUtensorMap *columns,
+                                      const struct packed_weight &weight, const struct matmul &call,
+                                      const struct matmul_tiles &tiles, uint32_t stages,
+                                      struct packed_barriers barriers, const uint8_t *raw)
 {
     constexpr int32_t UNITS = packed_ring<GROUPS>::UNITS;
+    constexpr int32_t PRODUCERS = packed_ring<GROUPS>::PRODUCERS;
     const int32_t bytes = matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
     const int32_t unit_count = (call.in + weight.unit_values - 1) / weight.unit_values;
     const int32_t raw_bytes = tiles.tile_rows * weight.raw_stride;
-    bool leader = threadIdx.x % WARPGROUP == 0;
+    int32_t thread = threadIdx.x - GROUPS * WARPGROUP, own = thread / WARPGROUP, turn = 0;
     struct unit_cursor at = {(int32_t)blockIdx.x, 0}, asked = at;
-    struct ring ring = {0, 0};
+    struct ring ring = {0, 0}, taken = {0, 0}, wanted = {0, 0};
 
-    for (int32_t i = 0; i < UNITS - 1; i++, asked.next(unit_count))
-        ask<N>(weight, call, tiles, asked, shared_address(raw) + i * raw_bytes);
+    for (int32_t i = 0; i < UNITS - 1; i++, asked.next(unit_count), wanted.next(UNITS))
+        ask<N>(weight, call, tiles, asked, thread, shared_address(raw) + wanted.stage * raw_bytes,
+               barriers.raw + wanted.stage * 8);
     kernel_wait();
     bulk_see();
-    for (int32_t i = 0; at.tile < tiles.row_tiles * tiles.column_tiles;
-         i++, at.next(unit_count), asked.next(unit_count)) {
+    for (; at.tile < tiles.row_tiles * tiles.column_tiles; at.next(unit_count), taken.next(UNITS)) {
         struct tile_place place = place_of<1, N>(at.tile, tiles, 0);
-        asm volatile("cp.async.wait_group %0;" ::"n"(UNITS - 2) : "memory");
-        producers_sync(); /* this unit is here, and nobody reads the one before it any more */
-        ask<N>(weight, call, tiles, asked,
-               shared_address(raw) + (i + UNITS - 1) % UNITS * raw_bytes);
+        producers_sync<GROUPS>(); /* nobody reads the unit before this one any more */
+        ask<N>(weight, call, tiles, asked, thread, shared_address(raw) + wanted.stage * raw_bytes,
+               barriers.raw + wanted.stage * 8);
+        asked.next(unit_count);
+        wanted.next(UNITS);
+        barrier_wait(barriers.raw + taken.stage * 8, taken.parity);
         int32_t column = at.unit * weight.unit_values;
         int32_t end = min(column + weight.unit_values, call.in);
-        for (; column < end; column += DEPTH) {
-            uint32_t stage = stages + ring.stage * bytes, barrier = full + ring.stage * 8;
-            barrier_wait(empty + ring.stage * 8, ring.parity ^ 1);
-            if (leader) {
-                barrier_expect(barrier, N * ROW_BYTES);
-                bulk_load(stage, columns, column, place.column, barrier);
+        for (; column < end; column += DEPTH, ring.next(tiles.stage_count)) {
+            uint32_t stage = stages + ring.stage * bytes, full = barriers.full + ring.stage * 8;
+            bool mine = turn == own;
+            turn = turn + 1 == PRODUCERS ? 0 : turn + 1;
+            if (!mine)
+                continue;
+            barrier_wait(barriers.empty + ring.stage * 8, ring.parity ^ 1);
+            if (thread % WARPGROUP == 0) {
+                barrier_expect(full, N * ROW_BYTES);
+                bulk_load(stage, columns, column, place.column, full);
             }
-            fill_rows(weight, call, tiles, place, at.unit, column, raw + i % UNITS * raw_bytes,
+            fill_rows(weight, call, tiles, place, at.unit, column, raw + taken.stage * raw_bytes,
                       stage + N * ROW_BYTES);
             wgmma_show();
-            barrier_arrive(barrier, 0);
-            ring.next(tiles.stage_count);
+            __syncwarp();
+            if (thread % WARP == 0)
+                barrier_arrive(full);
         }
     }
 }
 
 template <int GROUPS, int N, bool F32>
-__global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
+__global__ void __launch_bounds__(packed_ring<GROUPS>::THREADS, 1)
     matmul_packed_kernel(const __grid_constant__ CUtensorMap columns, struct packed_weight weight,
                          struct matmul call, struct matmul_tiles tiles)
 {
     extern __shared__ uint8_t dynamic[];
-    __shared__ alignas(8) uint64_t barrier[2 * STAGES_MAX];
+    constexpr int32_t UNITS = packed_ring<GROUPS>::UNITS;
+    __shared__ alignas(8) uint64_t barrier[2 * STAGES_MAX + UNITS];
     uint32_t first = shared_address(dynamic);
     uint32_t stages = (first + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
-    uint32_t full = shared_address(barrier), empty = full + STAGES_MAX * 8;
+    struct packed_barriers barriers;
+    barriers.full = shared_address(barrier);
+    barriers.empty = barriers.full + STAGES_MAX * 8;
+    barriers.raw = barriers.empty + STAGES_MAX * 8;
     int32_t behind = GROUPS * GROUP_ROWS * ROW_BYTES;
     const uint8_t *raw = dynamic + (stages - first) + behind +
                          tiles.stage_count * matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
 
     if (threadIdx.x == 0) {
         for (int32_t i = 0; i < tiles.stage_count; i++) {
-            barrier_make(full + i * 8, 1 + WARPGROUP);
-            barrier_make(empty + i * 8, GROUPS * WARPGROUP / WARP);
+            barrier_make(barriers.full + i * 8, 1 + WARPGROUP / WARP);
+            barrier_make(barriers.empty + i * 8, GROUPS * WARPGROUP / WARP);
         }
+        for (int32_t i = 0; i < UNITS; i++)
+            barrier_make(barriers.raw + i * 8, tiles.tile_rows);
         barrier_show();
     }
     __syncthreads();
     kernel_yield();
 
     if (threadIdx.x >= GROUPS * WARPGROUP) {
-        produce_packed<GROUPS, N>(&columns, weight, call, tiles, stages, full, empty, raw);
+        produce_packed<GROUPS, N>(&columns, weight, call, tiles, stages, barriers, raw);
         return;
     }
     struct ring ring = {0, 0};
@@ -236,8 +364,8 @@ __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
 #pragma unroll
             for (int32_t i = 0; i < 4; i++)
                 sum[n][i] = 0.0f;
-        multiply<GROUPS, N, 1>(sum, ring, tiles, (call.in + DEPTH - 1) / DEPTH, stages, full,
-                               empty);
+        multiply<GROUPS, N, 1>(sum, ring, tiles, (call.in + DEPTH - 1) / DEPTH, stages,
+                               barriers.full, barriers.empty);
         store_turned<N, F32>(sum, call, tiles.tile_rows, place_of<1, N>(tile, tiles, 0));
     }
 }
@@ -271,7 +399,7 @@ static void packed_launch(struct device *device, const struct packed_weight &wei
         device, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         __func__);
     struct launch_shape shape = {dim3(blocks < most ? blocks : most),
-                                 dim3((GROUPS + 1) * WARPGROUP), (size_t)shared};
+                                 dim3(packed_ring<GROUPS>::THREADS), (size_t)shared};
     launch(device, __func__, kernel, shape, columns, weight, call, tiles);
 }
 
@@ -286,12 +414,10 @@ static void packed(struct device *device, const struct packed_weight &weight,
         packed_launch<1, 8, F32>(device, weight, call, rows);
     else if (call.T <= 32)
         packed_launch<1, 32, F32>(device, weight, call, rows);
-    else if (call.T <= 128 && ceil_div(call.count, 2 * GROUP_ROWS) < device->core_count)
+    else if (ceil_div(call.count, 2 * GROUP_ROWS) * ceil_div(call.T, 128) < device->core_count)
         packed_launch<1, 128, F32>(device, weight, call, rows);
-    else if (call.T <= 128)
-        packed_launch<2, 128, F32>(device, weight, call, 2 * GROUP_ROWS);
     else
-        packed_launch<2, 256, F32>(device, weight, call, 2 * GROUP_ROWS);
+        packed_launch<2, 128, F32>(device, weight, call, 2 * GROUP_ROWS);
 }
 
 bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &call,
@@ -306,14 +432,15 @@ bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &c
 void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format,
                         const void *data)
 {
-    const struct format_info *info = format_info(format);
     struct packed_weight weight = {};
     weight.data = (const uint8_t *)data;
     weight.row_bytes = (int64_t)format_row_bytes(format, call.in);
     weight.format = format;
-    weight.unit_values = info->block_values > BLOCK_VALUES ? info->block_values : BLOCK_VALUES;
+    weight.unit_values = 256;
+    while (format_row_bytes(format, weight.unit_values) > UNIT_BYTES_MAX)
+        weight.unit_values /= 2;
     weight.unit_bytes = (int32_t)format_row_bytes(format, weight.unit_values);
-    weight.raw_stride = ((weight.unit_bytes + 6) / 4 | 1) * 4;
+    weight.raw_stride = ((weight.unit_bytes + 2 * (BULK_ALIGN - 1)) / BULK_ALIGN | 1) * BULK_ALIGN;
     if (call.f32)
         packed<true>(device, weight, call);
     else

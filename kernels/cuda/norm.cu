@@ -36,8 +36,7 @@ template <int CHUNKS> struct norm_row {
     float value[CHUNKS][CHUNK];
 };
 
-template <int CHUNKS>
-__device__ static inline float squares(const struct norm_row<CHUNKS> &row)
+template <int CHUNKS> __device__ static inline float squares(const struct norm_row<CHUNKS> &row)
 {
     float square = 0.0f;
 #pragma unroll
@@ -61,8 +60,7 @@ __device__ static inline void scale(struct norm_row<CHUNKS> &row, float inverse,
 }
 
 template <int CHUNKS, typename T>
-__device__ static inline void load_row(struct norm_row<CHUNKS> &row, const T *source,
-                                       int32_t width)
+__device__ static inline void load_row(struct norm_row<CHUNKS> &row, const T *source, int32_t width)
 {
 #pragma unroll
     for (int32_t c = 0; c < CHUNKS; c++) {

@@ -189,7 +189,8 @@ static bool fill_dummy(struct loader *loader, int32_t layer, const struct loader
 }
 
 static void pack(struct loader *loader, struct weight *weight, const char *name,
-                 const struct weight_source *part, int32_t part_count, const float *bias, bool gated)
+                 const struct weight_source *part, int32_t part_count, const float *bias,
+                 bool gated)
 {
     int status = loader->ops->weight_pack(loader->device, weight, part, part_count, bias, gated);
 

@@ -5,7 +5,7 @@
 enum { TOKENS = 600 };
 
 /* Around the sizes at which a backend goes over to another way. */
-static const int32_t token_case[] = {1,  2,  5,  8,   9,   16,  17,  32,  33,  64,
+static const int32_t token_case[] = {1,  2,  5,   8,   9,   16,  17,  32,  33,  64,
                                      65, 96, 128, 129, 200, 256, 257, 300, 513, TOKENS};
 enum { TOKEN_CASES = sizeof(token_case) / sizeof(*token_case) };
 

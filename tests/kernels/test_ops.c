@@ -283,8 +283,8 @@ static void linear_has_the_same_bits_in_any_step(void)
             subject.ops->get(device, got, y, few[i], OUT);
             bool same = memcmp(got, all, sizeof(float) * (size_t)few[i] * OUT) == 0;
             if (!same)
-                printf("%s: %s: %d tokens\n", subject.name,
-                       format_info((enum format)format)->name, few[i]);
+                printf("%s: %s: %d tokens\n", subject.name, format_info((enum format)format)->name,
+                       few[i]);
             EXPECT(same);
         }
         subject.ops->close(device);

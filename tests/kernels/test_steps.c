@@ -141,8 +141,8 @@ static void pack(struct world *w, struct weight *weight, int32_t out, int32_t in
     }
     for (int32_t i = 0; biased && i < out; i++)
         bias[i] = random_float(0.1f);
-    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL, false), ==,
-               0);
+    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL, false),
+               ==, 0);
     for (int32_t i = 0; i < part_count; i++)
         free(data[i]);
 }
@@ -641,6 +641,20 @@ static void a_row_of_the_table_has_the_bits_of_its_format(void)
     ops->close(w.device);
 }
 
+static void memory_is_read_at_some_rate_and_given_back(void)
+{
+    struct device *device;
+    char error[256];
+
+    EXPECT_INT(ops->open(&device, &options, error, sizeof(error)), ==, 0);
+    for (int i = 0; i < 2; i++) {
+        double rate = ops->read_rate(device);
+        EXPECT(rate == 0 || (rate > 1e8 && rate < 1e14)); /* 0: memory is short here */
+    }
+    EXPECT(ops->fault == NULL || ops->fault(device) == NULL);
+    ops->close(device);
+}
+
 static void no_such_device_is_refused_in_a_line(void)
 {
     struct device_options far = options;
@@ -757,6 +771,7 @@ static void run_backend(const struct device_ops *backend, bool required)
     TEST(a_captured_padded_step_changes_nothing);
     TEST(a_copy_of_the_blocks_is_a_copy_of_the_sequence);
     TEST(a_row_of_the_table_has_the_bits_of_its_format);
+    TEST(memory_is_read_at_some_rate_and_given_back);
     TEST(no_such_device_is_refused_in_a_line);
     TEST(the_backend_agrees_with_the_cpu);
     TEST(a_fault_sticks_to_its_device);
