@@ -21,7 +21,7 @@ extern "C" {
 
 enum {
     WARP = 32,
-    SAMPLE_ROWS = 64, /* samples that are drawn at a time, each with a work row of V */
+    SAMPLE_ROWS = 256,              /* samples of one launch */
     ATTENTION_KINDS = KV_GROUP_MAX, /* of layers with a work list of their own */
 };
 
@@ -70,8 +70,16 @@ struct step_view {
 /* State by slot. */
 struct slot_view {
     struct sampling *sampling; /* [slot_max] */
-    int32_t *seen;             /* [slot_max, V] 2 * times put out, + 1 when in the prompt */
+    int32_t *seen;             /* [slot_max, V] 2 * times put out, + 1 when in the prompt; kept
+                                  where the slot's sequence penalises, else left as it was */
     int32_t *last;             /* [slot_max] last draw */
+};
+
+/* What sampling works in (sample.cuh); a run is a part of V. */
+struct sample_view {
+    struct run_sum *sum; /* [SAMPLE_ROWS, 2, runs] */
+    uint64_t *kept;      /* [SAMPLE_ROWS, runs] */
+    uint32_t *arrived;   /* [SAMPLE_ROWS] blocks that are done; 0 between launches */
 };
 
 /* The cache: [block, layer of the group, k or v, position, K, C]. */
@@ -149,7 +157,7 @@ struct device {
     int64_t begun, synced; /* steps */
 
     struct slot_view slots;
-    float *work; /* [SAMPLE_ROWS, V] */
+    struct sample_view sample;
 
     struct kv_view kv;
     struct kv_shape kv_shape;
@@ -206,7 +214,9 @@ bool cuda_graph_begin(struct device *device, int64_t key);
 bool cuda_graph_end(struct device *device, int64_t key);
 bool cuda_graph_launch(struct device *device, int64_t key);
 
-/* sample.cu: a slot forgets its last sequence and counts the tokens of the new one. */
+/* sample.cu */
+bool cuda_sample_open(struct device *device); /* false: no memory */
+/* Slots take the parameters of new sequences, and count the tokens of those that penalise. */
 void cuda_sample_start(struct device *device, int32_t start_count);
 
 /* The ops, as backend.h says; each in its own file. */

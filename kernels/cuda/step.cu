@@ -137,14 +137,14 @@ bool cuda_step_open(struct device *device)
     device->slots.sampling = (struct sampling *)cuda_alloc(device, slots * sizeof(struct sampling));
     device->slots.seen = (int32_t *)cuda_alloc(device, slots * V * sizeof(int32_t));
     device->slots.last = (int32_t *)cuda_alloc(device, slots * sizeof(int32_t));
-    device->work = (float *)cuda_alloc(device, SAMPLE_ROWS * V * sizeof(float));
+    bool has_sample = cuda_sample_open(device);
     for (int32_t i = 0; i < STEP_DEPTH; i++)
         if (!flight_open(device, &device->flight[i]))
             return false;
     return device->step_data != NULL && device->step.slot != NULL &&
            device->step.position != NULL && device->drawn != NULL &&
            device->slots.sampling != NULL && device->slots.seen != NULL &&
-           device->slots.last != NULL && device->work != NULL;
+           device->slots.last != NULL && has_sample;
 }
 
 void cuda_step_close(struct device *device)
