@@ -44,7 +44,7 @@ __device__ static inline void barrier_arrive(uint32_t barrier)
 }
 
 /* Arrives at this barrier of block `rank` of the cluster. */
-__device__ static inline void barrier_arrive(uint32_t barrier, uint32_t rank)
+__device__ static inline void barrier_arrive_at(uint32_t barrier, uint32_t rank)
 {
     asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
                  "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
@@ -59,6 +59,12 @@ __device__ static inline void barrier_wait(uint32_t barrier, uint32_t parity)
                  "@!p bra wait;}" ::"r"(barrier),
                  "r"(parity)
                  : "memory");
+}
+
+/* The map itself, before its first use. */
+__device__ static inline void bulk_prefetch(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
 /* The box at (column, row) of `map` to `target`. What lies outside is zeros, and counts. */
@@ -102,6 +108,16 @@ __device__ static inline void bulk_load_all(uint32_t target, const CUtensorMap *
                  : "memory");
 }
 
+/* `bytes` as they lie; both ends and their number are multiples of 16. */
+__device__ static inline void bulk_copy(uint32_t target, const void *source, uint32_t bytes,
+                                        uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(target),
+                 "l"(source), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 /* After a wait: bulk copies see what ordinary stores of earlier kernels wrote to memory. */
 __device__ static inline void bulk_see(void)
 {
@@ -140,11 +156,15 @@ __device__ static inline void barrier_arrive(uint32_t)
 {
 }
 
-__device__ static inline void barrier_arrive(uint32_t, uint32_t)
+__device__ static inline void barrier_arrive_at(uint32_t, uint32_t)
 {
 }
 
 __device__ static inline void barrier_wait(uint32_t, uint32_t)
+{
+}
+
+__device__ static inline void bulk_prefetch(const CUtensorMap *)
 {
 }
 
@@ -164,6 +184,10 @@ __device__ static inline void bulk_load_once(uint32_t, const CUtensorMap *, int3
 
 __device__ static inline void bulk_load_all(uint32_t, const CUtensorMap *, int32_t, int32_t,
                                             uint32_t, uint16_t)
+{
+}
+
+__device__ static inline void bulk_copy(uint32_t, const void *, uint32_t, uint32_t)
 {
 }
 

@@ -7,7 +7,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
 /* d = a . b, or d += a . b where `add`: a 64x16, its rows a warp as mma's; b 16x64, TURNED where
- * its rows are the reduction's. Runs until wgmma_wait. */
+ * its rows are the reduction's. Runs until it is waited for. */
 template <bool TURNED>
 __device__ static inline void wgmma_64(float (*d)[4], const uint32_t (&a)[4], uint64_t b,
                                        int32_t add)
@@ -69,12 +69,6 @@ template <int COUNT> __device__ static inline void wgmma_wait_but(void)
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(COUNT) : "memory");
 }
 
-__device__ static inline void wgmma_wait(void)
-{
-    wgmma_commit();
-    wgmma_wait_but<0>();
-}
-
 /* After a thread's own writes and copies to shared memory, before the barrier that shows them. */
 __device__ static inline void wgmma_show(void)
 {
@@ -93,7 +87,7 @@ template <int COUNT> __device__ static inline void registers_take(void)
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
 }
 
-#else /* other GPUs: never launched, see tensor_fits */
+#else /* other GPUs: never launched, see cuda_attention_prompt_fits */
 
 template <bool TURNED>
 __device__ static inline void wgmma_64(float (*)[4], const uint32_t (&)[4], uint64_t, int32_t)
@@ -113,10 +107,6 @@ __device__ static inline void wgmma_commit(void)
 }
 
 template <int COUNT> __device__ static inline void wgmma_wait_but(void)
-{
-}
-
-__device__ static inline void wgmma_wait(void)
 {
 }
 
