@@ -16,8 +16,7 @@ enum {
     PROMPT_GROUPS = 2,
     PROMPT_WORKERS = PROMPT_GROUPS * PROMPT_GROUP,
     PROMPT_THREADS = PROMPT_WORKERS + PROMPT_GROUP,
-    PROMPT_AHEAD = 2,       /* items that are known before they are worked on */
-    CACHE_BYTES = 40 << 20, /* of a Hopper's 50 MB */
+    PROMPT_AHEAD = 2, /* items that are known before they are worked on */
     COPY_REGISTERS = 56,
     WORK_REGISTERS = 224,
 };
@@ -162,30 +161,16 @@ __device__ static inline struct boxes boxes_of(const struct attention_call &call
     return boxes;
 }
 
-/* How many heads are worked on before the next ones: as many as the GPU's cache can hold of the
- * first sequence's keys and values, which all of its tiles read. */
-template <int C> __device__ static inline int32_t heads_together(const struct attention_call &call)
-{
-    struct attention_item first = call.work.wide[0];
-    int32_t heads = call.args.kv_head_count;
-    int64_t bytes = (int64_t)(first.position + first.token_count) * C * 2 * (int64_t)sizeof(__half);
-    while (heads > 1 && heads * bytes > CACHE_BYTES)
-        heads = (heads + 1) / 2;
-    return heads;
-}
-
-/* Item `index`: a band of heads after the other, in it the list's order, the longest first. */
+/* Item `index` of the list: the longest of all heads first. */
 __device__ static inline struct prompt_work work_at(const struct attention_call &call,
-                                                    int32_t index, int32_t together)
+                                                    int32_t index)
 {
-    int32_t heads = call.args.kv_head_count, tiles = call.work.plan->wide_count;
+    int32_t heads = call.args.kv_head_count;
     struct prompt_work work = {{}, -1};
-    if (index >= tiles * heads)
+    if (index >= call.work.plan->wide_count * heads)
         return work;
-    int32_t band = index / (tiles * together), own = index - band * tiles * together;
-    int32_t width = min(together, heads - band * together);
-    work.item = call.work.wide[own / width];
-    work.kv_head = band * together + own % width;
+    work.item = call.work.wide[index / heads];
+    work.kv_head = index % heads;
     return work;
 }
 
@@ -212,13 +197,13 @@ __device__ static inline void prompt_copy_keys(prompt_shared<C> &shared,
                                                const struct attention_call &call,
                                                const struct prompt_maps &maps)
 {
-    int32_t lane = threadIdx.x % WARP, index = blockIdx.x, together = heads_together<C>(call);
+    int32_t lane = threadIdx.x % WARP, index = blockIdx.x;
     stage_ring<C> ring = {0, 0};
     work_ring place = {0, 0};
     bulk_see();
     for (;; place.next()) {
         int32_t ticket = 0;
-        struct prompt_work work = work_at(call, index, together);
+        struct prompt_work work = work_at(call, index);
         barrier_wait(shared_address(&shared.work_empty[place.stage]), place.parity ^ 1);
         if (lane == 0) {
             shared.work[place.stage] = work;

@@ -16,7 +16,7 @@ enum { PROMPT_PARTS = KV_TILE / 16, PROMPT_SCORES = KV_TILE / 8 };
 
 template <int C> struct prompt_state {
     float value[C / 8][4];
-    float score[PROMPT_SCORES][4]; /* then weights */
+    float score[PROMPT_SCORES][4];
     uint32_t weight[PROMPT_PARTS][4];
     uint32_t query[C / 16][4];
     float sum[2][PROMPT_PARTS];
@@ -51,8 +51,8 @@ __device__ static inline struct prompt_view prompt_view_of(const struct attentio
     return view;
 }
 
-/* The same, in a register that a warp has once: from there it goes into products at no cost. The
- * upper half is the same for all operands. */
+/* An operand in a register that a warp has once, where products read it: else it goes there anew
+ * for each. The upper half is the same for all. */
 __device__ static inline uint64_t uniform_operand(uint64_t operand)
 {
     uint32_t low = __reduce_or_sync(0xffffffffu, (uint32_t)operand);
@@ -227,7 +227,7 @@ __device__ static inline void prompt_fold(prompt_state<C> &state, prompt_shared<
 }
 
 /* The warpgroups take turns to start products, so that the one's softmax falls into the other's
- * products: a turn each for every tile of an item. Barriers 4 and 5. */
+ * products: each has a turn for every tile of an item. Barriers 4 and 5. */
 __device__ static inline void turn_take(void)
 {
     asm volatile("bar.sync %0, %1;" ::"r"(4 + threadIdx.x / PROMPT_GROUP), "n"((int)PROMPT_WORKERS)
@@ -500,6 +500,8 @@ __device__ static inline void prompt_multiply(prompt_shared<C> &shared,
     query_pack<C>(state.query);
     while (work.kv_head >= 0)
         prompt_item<C, CAPPED>(state, shared, call, work, ring, place);
+    if (threadIdx.x / PROMPT_GROUP == 0) /* no turn is left at the barriers */
+        turn_take();
 }
 
 /* What the next launch finds. All workers; the copying warps have taken their last number. */
