@@ -4,7 +4,6 @@
  * Two variants. `tensor`: a persistent kernel that takes items off the step's work list, first
  * the wide tiles (prompts), with all warps on one item, then the narrow ones (decode), with four
  * warps on an item; attention.cuh tells what they share and why bits do not depend on the list.
- * On Hopper, prompts of most widths go to a kernel of their own before it (attention_prompt.cu).
  * `plain`: for the other head widths, and the simplest statement of what is computed. Which of
  * them runs depends on the model's shape and the GPU alone, never on the step.
  */
@@ -54,13 +53,13 @@ __device__ static void wide_work(tensor_shared<C> &shared, const struct attentio
 
 template <int C>
 __global__ void __launch_bounds__(CORE_THREADS, 1)
-    tensor_kernel(const __grid_constant__ struct attention_call call, bool prompts)
+    tensor_kernel(const __grid_constant__ struct attention_call call)
 {
     int32_t group = threadIdx.x / NARROW_THREADS;
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ int32_t next;
     tensor_shared<C> &shared = *reinterpret_cast<tensor_shared<C> *>(memory);
-    if (prompts && threadIdx.x < wide_shape<C>::THREADS)
+    if (threadIdx.x < wide_shape<C>::THREADS)
         wide_work<C>(shared, call, &next);
     __syncthreads();
     if (threadIdx.x < narrow_shape<C>::GROUPS * NARROW_THREADS)
@@ -174,17 +173,12 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
     int32_t bytes = (int32_t)sizeof(tensor_shared<C>);
     static_assert(sizeof(tensor_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");
     struct attention_key key = {call.group, call.args.window, wide_shape<C>::ROWS};
-    bool apart = cuda_attention_prompt_fits(device, C);
-    if (apart)
-        key.wide_rows = PROMPT_ROWS;
     call.work = cuda_attention_work(device, key);
-    if (apart)
-        cuda_attention_prompt(device, call);
     (void)cuda_check(
         device,
         cudaFuncSetAttribute(tensor_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         __func__);
-    tensor_kernel<C><<<device->core_count, CORE_THREADS, bytes, device->stream>>>(call, !apart);
+    tensor_kernel<C><<<device->core_count, CORE_THREADS, bytes, device->stream>>>(call);
 }
 
 static bool tensor_fits(const struct device *device, const struct attention_args *args,

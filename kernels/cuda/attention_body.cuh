@@ -161,9 +161,4 @@ __device__ static inline float quotient(float value, float factor, float sum)
     return __fadd_rn(__fdiv_rn(__fmul_rn(value, factor), sum), 0.0f);
 }
 
-/* attention_prompt.cu: the wide items of the work list, of PROMPT_ROWS rows, where it fits. */
-enum { PROMPT_ROWS = 128 };
-bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width);
-void cuda_attention_prompt(struct device *device, const struct attention_call &call);
-
 #endif

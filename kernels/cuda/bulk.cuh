@@ -37,7 +37,6 @@ __device__ static inline void barrier_expect(uint32_t barrier, uint32_t bytes)
                  : "memory");
 }
 
-/* Arrives at this block's own. */
 __device__ static inline void barrier_arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -74,16 +73,6 @@ __device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map,
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
                  "l"(map), "r"(column), "r"(row), "r"(barrier)
-                 : "memory");
-}
-
-/* The same of five dimensions. */
-__device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map,
-                                        const int32_t (&at)[5], uint32_t barrier)
-{
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
-                 "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(barrier)
                  : "memory");
 }
 
@@ -169,11 +158,6 @@ __device__ static inline void bulk_prefetch(const CUtensorMap *)
 }
 
 __device__ static inline void bulk_load(uint32_t, const CUtensorMap *, int32_t, int32_t, uint32_t)
-{
-}
-
-__device__ static inline void bulk_load(uint32_t, const CUtensorMap *, const int32_t (&)[5],
-                                        uint32_t)
 {
 }
 
