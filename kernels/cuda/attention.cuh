@@ -24,6 +24,7 @@ enum {
     PARTIAL_TOKENS = 512,
     NARROW_ROWS = 16,     /* rows of a tile that is also cut along the context */
     NARROW_TILES_MAX = 2, /* a part with more rows than these hold is cut into wide tiles */
+    NARROW_BLOCKS_MAX = 2, /* on a multiprocessor; each reads its first item, there or not */
     GROUP_MAX = 64,       /* G */
 };
 
@@ -61,11 +62,17 @@ struct attention_work {
     struct attention_plan *plan;
     struct attention_item *wide;   /* [token_max + slot_max] */
     struct attention_item *narrow; /* [narrow_max] */
-    float *partial;                /* [slot_max, K, NARROW_ROWS, C + 2] values, maximum, sum */
+    float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
     int32_t *arrived;              /* [rows, NARROW_TILES_MAX, K] partials that are there */
     int32_t *ticket;               /* next wide and narrow item; CTAs that are done */
     int32_t slot_max;              /* of `partial`, / K */
     int32_t partial_tokens;
+    bool fresh; /* the list is made by the kernel just before this one */
+};
+
+/* Which items the step's list has. */
+struct attention_kinds {
+    bool wide, narrow;
 };
 
 __device__ static inline float exp2_fast(float value)
@@ -195,5 +202,9 @@ __device__ static inline float partial_fold(float before, float partial, float2 
 /* attention_plan.cu: the work list of this step for layers of this kind, made on the device. */
 bool cuda_attention_open(struct device *device, const struct kv_shape *shape);
 struct attention_work cuda_attention_work(struct device *device, struct attention_key key);
+
+/* What the rows of the step begun last need, known on the host; a capture keeps in mind for which
+ * steps what it leaves out is not needed. */
+struct attention_kinds cuda_attention_kinds(struct device *device, int32_t group);
 
 #endif

@@ -165,6 +165,7 @@ bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
     size_t slot_bytes = (size_t)shape->kv_head_count * NARROW_ROWS *
                         ((size_t)shape->head_width + 2) * sizeof(float);
     state->partial_tokens = PARTIAL_TOKENS;
+    state->captured = {0, INT32_MAX};
     state->slot_max = tiles * partials < SLOTS_MAX ? tiles * partials : SLOTS_MAX;
     state->partial = (float *)cuda_alloc(device, (size_t)state->slot_max * slot_bytes);
     state->arrived = (int32_t *)cuda_alloc(device, (size_t)tiles * (size_t)shape->kv_head_count *
@@ -175,6 +176,8 @@ bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
         struct attention_list *list = &state->list[i];
         size_t wide = (size_t)options->token_max + (size_t)options->slot_max;
         size_t narrow = (size_t)tiles * (size_t)(partials + 1);
+        if (narrow < (size_t)device->core_count * NARROW_BLOCKS_MAX)
+            narrow = (size_t)device->core_count * NARROW_BLOCKS_MAX;
         list->plan = (struct attention_plan *)cuda_alloc(device, sizeof(struct attention_plan));
         list->wide =
             (struct attention_item *)cuda_alloc(device, wide * sizeof(struct attention_item));
@@ -217,6 +220,7 @@ struct attention_work cuda_attention_work(struct device *device, struct attentio
     work.ticket = state->ticket;
     work.slot_max = state->slot_max;
     work.partial_tokens = state->partial_tokens;
+    work.fresh = !made;
     if (made)
         return work;
     list->group = key.group;
@@ -225,4 +229,17 @@ struct attention_work cuda_attention_work(struct device *device, struct attentio
     plan_kernel<<<1, THREADS, 0, device->stream>>>(work, key, device->step);
     launch_check(device, __func__);
     return work;
+}
+
+struct attention_kinds cuda_attention_kinds(struct device *device, int32_t group)
+{
+    struct attention_state *state = &device->attention;
+    int32_t narrow_most = NARROW_ROWS * NARROW_TILES_MAX / group; /* tokens */
+    struct attention_kinds kinds = {state->rows.most > narrow_most,
+                                    state->rows.least <= narrow_most};
+    if (!kinds.wide && state->captured.most > narrow_most)
+        state->captured.most = narrow_most;
+    if (!kinds.narrow && state->captured.least <= narrow_most)
+        state->captured.least = narrow_most + 1;
+    return kinds;
 }

@@ -36,6 +36,18 @@ __device__ static inline void barrier_expect(uint32_t barrier, uint32_t bytes)
                  : "memory");
 }
 
+/* Arrives at a barrier of this block. */
+__device__ static inline void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+
+/* Arrives when what the thread has copied by cp.async so far is there. */
+__device__ static inline void barrier_arrive_copied(uint32_t barrier)
+{
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 /* Arrives at this barrier of block `rank` of the cluster. */
 __device__ static inline void barrier_arrive(uint32_t barrier, uint32_t rank)
 {
@@ -85,6 +97,17 @@ __device__ static inline void bulk_load_all(uint32_t target, const CUtensorMap *
                  : "memory");
 }
 
+/* A box of a map of five dimensions. */
+__device__ static inline void bulk_load_box(uint32_t target, const CUtensorMap *map,
+                                            const int32_t (&place)[5], uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
+                 "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(place[3]),
+                 "r"(place[4]), "r"(barrier)
+                 : "memory");
+}
+
 /* After a wait: bulk copies see what ordinary stores of earlier kernels wrote to memory. */
 __device__ static inline void bulk_see(void)
 {
@@ -119,6 +142,14 @@ __device__ static inline void barrier_expect(uint32_t, uint32_t)
 {
 }
 
+__device__ static inline void barrier_arrive(uint32_t)
+{
+}
+
+__device__ static inline void barrier_arrive_copied(uint32_t)
+{
+}
+
 __device__ static inline void barrier_arrive(uint32_t, uint32_t)
 {
 }
@@ -138,6 +169,11 @@ __device__ static inline void bulk_load_once(uint32_t, const CUtensorMap *, int3
 
 __device__ static inline void bulk_load_all(uint32_t, const CUtensorMap *, int32_t, int32_t,
                                             uint32_t, uint16_t)
+{
+}
+
+__device__ static inline void bulk_load_box(uint32_t, const CUtensorMap *, const int32_t (&)[5],
+                                            uint32_t)
 {
 }
 

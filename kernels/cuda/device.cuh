@@ -104,7 +104,14 @@ struct attention_list {
     int32_t group, window, wide_rows; /* what it is made for */
 };
 
+/* Tokens that a row of a step has at least and at most. */
+struct row_range {
+    int32_t least, most;
+};
+
 struct attention_state {
+    struct row_range rows;     /* of the step begun last */
+    struct row_range captured; /* what was recorded since the capture began is good for these */
     struct attention_list list[ATTENTION_KINDS];
     int32_t list_count; /* made since the step began, or the capture */
     float *partial;
@@ -116,6 +123,7 @@ struct attention_state {
 
 struct captured {
     int64_t key;
+    struct row_range rows; /* that it is good for */
     cudaGraphExec_t exec;
 };
 

@@ -123,6 +123,17 @@ static void stage(struct device *device, const struct flight *flight, enum step_
                      __func__);
 }
 
+static struct row_range rows_of(const struct step *step)
+{
+    struct row_range rows = {INT32_MAX, 0};
+    for (int32_t r = 0; r < step->row_count; r++) {
+        int32_t count = step->row[r].token_count;
+        rows.least = count < rows.least ? count : rows.least;
+        rows.most = count > rows.most ? count : rows.most;
+    }
+    return rows;
+}
+
 void cuda_step_begin(struct device *device, const struct step *step)
 {
     struct flight *flight = &device->flight[device->begun % STEP_DEPTH];
@@ -136,6 +147,7 @@ void cuda_step_begin(struct device *device, const struct step *step)
         assert(step->move[i].kind == STEP_COPY); /* kv_shape has no host tier yet */
     device->begun++;
     device->attention.list_count = 0;
+    device->attention.rows = rows_of(step);
     flight->ended = false;
     flight->sample_count = step->sample_count;
 
