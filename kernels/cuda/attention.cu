@@ -170,7 +170,7 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
     if (kinds.wide)
         wide_launch<C>(device, call);
     if (kinds.narrow)
-        cuda_attention_narrow(device, call);
+        cuda_attention_narrow(device, call, kinds.merge);
 }
 
 static bool tensor_fits(const struct device *device, const struct attention_args *args,
@@ -178,7 +178,7 @@ static bool tensor_fits(const struct device *device, const struct attention_args
 {
     return args->head_width == variant->head_width && args->scale > 0.0f &&
            args->head_count / args->kv_head_count <= GROUP_MAX &&
-           device->shared_bytes >= SHARED_BYTES_MAX && pages_fit(device, args->head_width);
+           device->shared_bytes >= SHARED_BYTES_MAX && pages_fit(device);
 }
 
 static void plain_launch(struct device *device, const struct attention_call &call, int32_t T)

@@ -39,15 +39,16 @@ struct alignas(16) attention_item {
     int32_t token_first; /* likewise */
     int32_t token_count;
     int32_t first;   /* the tile's first query row, of the row's token_count * G */
-    int32_t partial; /* or PARTIAL_ALL */
+    int32_t partial; /* or PARTIAL_ALL; of a merge, the first */
     int32_t slot;    /* where partial 0's result would go; used where partial >= 0 */
-    int32_t arrival; /* of the tile's partials, likewise */
+    int32_t partial_count; /* of the tile, likewise */
 };
 
 /* On the device. Wide items stand first. */
 struct attention_plan {
     int32_t wide_count;
     int32_t narrow_count;
+    int32_t merge_count; /* tiles whose partials are items of their own */
 };
 
 /* What a plan is made for; layers that are alike share it. */
@@ -62,8 +63,8 @@ struct attention_work {
     struct attention_plan *plan;
     struct attention_item *wide;   /* [token_max + slot_max] */
     struct attention_item *narrow; /* [narrow_max] */
+    struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
-    int32_t *arrived;              /* [rows, NARROW_TILES_MAX, K] partials that are there */
     int32_t *ticket;               /* next wide and narrow item; CTAs that are done */
     int32_t slot_max;              /* of `partial`, / K */
     int32_t partial_tokens;
@@ -72,7 +73,7 @@ struct attention_work {
 
 /* Which items the step's list has. */
 struct attention_kinds {
-    bool wide, narrow;
+    bool wide, narrow, merge;
 };
 
 __device__ static inline float exp2_fast(float value)

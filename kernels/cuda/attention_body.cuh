@@ -168,7 +168,7 @@ __device__ static inline float quotient(float value, float factor, float sum)
     return __fadd_rn(__fdiv_rn(__fmul_rn(value, factor), sum), 0.0f);
 }
 
-/* attention_narrow.cu: the narrow items of the work list. */
-void cuda_attention_narrow(struct device *device, const struct attention_call &call);
+/* attention_narrow.cu: the narrow items of the work list, and what merges their partials. */
+void cuda_attention_narrow(struct device *device, const struct attention_call &call, bool merges);
 
 #endif

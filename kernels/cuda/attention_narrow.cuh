@@ -1,12 +1,13 @@
 /* A narrow item: 16 query rows, four warps, one partial or all of them.
  *
- * One more warp feeds them: it goes through the block's items ahead of the others and keeps a ring
- * of tiles full, of this item and of those that follow, so that what happens at an item's end
- * takes no time from the memory. The tiles come span by span, SPAN_TILES of keys and then their
- * values: the running maxima of a span are known at once, and two meetings of the warps do for
- * it. Each warp makes the scores of 16 of a tile's 64 positions and, over all 64, a quarter of the
- * output's columns. When the item is one of several partials its result goes to its slot, and the
- * one that comes last folds all in their order.
+ * Two more warps feed them, ahead of them, so that what happens at an item's end takes no time
+ * from the memory: they keep a ring of tiles full, of this item and of those that follow, one the
+ * keys, the other the values, and items with their queries. The tiles come span by span, SPAN_TILES of keys and then
+ * their values: the running maxima of a span are known at once, and two meetings of the warps do
+ * for it. Each warp makes the scores of 16 of a tile's 64 positions and, over all 64, a quarter of
+ * the output's columns. When the item is one of several partials its result goes to its slot; the
+ * merge, a kernel behind this one, folds them in their order. (That the partial which comes last
+ * folds all was slower: its fence waits for all copies that are on their way.)
  */
 #ifndef KERNELS_CUDA_ATTENTION_NARROW_CUH
 #define KERNELS_CUDA_ATTENTION_NARROW_CUH
@@ -17,9 +18,9 @@
 enum {
     NARROW_WARPS = 4,
     NARROW_THREADS = NARROW_WARPS * WARP, /* that compute */
-    NARROW_BLOCK = NARROW_THREADS + WARP,
+    NARROW_BLOCK = NARROW_THREADS + 2 * WARP,
     NARROW_JOBS = 3, /* items whose queries are there or on their way */
-    SPAN_TILES = 4,
+    SPAN_TILES = 2,
     CORE_SHARED_BYTES = 228 * 1024, /* of a multiprocessor, and what a block has besides its own */
     BLOCK_SHARED_BYTES = 1024,
 };
@@ -29,24 +30,27 @@ static_assert(PARTIAL_TOKENS % (SPAN_TILES * KV_TILE) == 0, "a span belongs to o
 template <int C> struct narrow_shape {
     static constexpr int32_t BLOCKS = C <= 128 ? NARROW_BLOCKS_MAX : 1;
     static constexpr int32_t BYTES = CORE_SHARED_BYTES / BLOCKS - BLOCK_SHARED_BYTES;
+    static constexpr int32_t COLUMNS = (C / 8 + NARROW_WARPS - 1) / NARROW_WARPS; /* of a warp */
     static constexpr int32_t QUERY_BYTES = C * 2 + 16; /* of a row: free of bank conflicts */
-    static constexpr int32_t OTHER_BYTES =
-        SPAN_TILES * 2304 + NARROW_JOBS * NARROW_ROWS * QUERY_BYTES + 1024;
+    static constexpr int32_t OTHER_BYTES = NARROW_JOBS * NARROW_ROWS * QUERY_BYTES +
+                                           COLUMNS * NARROW_THREADS * 16 + SPAN_TILES * 2560 + 1024;
     static constexpr int32_t STAGES_FIT = (BYTES - OTHER_BYTES) / page_tile<C>::BYTES;
     static constexpr int32_t STAGES = STAGES_FIT > 8 ? 8 : STAGES_FIT;
-    static_assert(STAGES >= 2, "a span's scores take two tiles at a time");
+    static_assert(STAGES >= SPAN_TILES, "a span's scores take their tiles at once");
 };
 
 template <int C> struct narrow_shared {
     alignas(1024) uint8_t stage[narrow_shape<C>::STAGES][page_tile<C>::BYTES];
     uint4 weight[SPAN_TILES][KV_TILE / 16][WARP]; /* A operands of P */
     float4 maximum[SPAN_TILES][NARROW_ROWS];      /* of each warp */
+    float factor[SPAN_TILES][NARROW_ROWS];        /* of what is before the tile */
     float4 sum[NARROW_ROWS];
+    float4 total[narrow_shape<C>::COLUMNS][NARROW_THREADS]; /* of the partials before */
     alignas(16) uint8_t query[NARROW_JOBS][NARROW_ROWS][narrow_shape<C>::QUERY_BYTES];
-    struct attention_item job[NARROW_JOBS];
+    uint4 zero;
+    struct attention_tile job[NARROW_JOBS]; /* one without rows: there are no more */
     uint64_t full[narrow_shape<C>::STAGES], empty[narrow_shape<C>::STAGES];
     uint64_t job_full[NARROW_JOBS], job_empty[NARROW_JOBS];
-    bool last;
 };
 
 /* A place in a ring of COUNT, and the parity of the phase that is to end there. */
@@ -66,16 +70,6 @@ template <int COUNT> struct ring_place {
     }
 };
 
-/* What a thread holds of a tile of rows: rows g and g + 8, columns of its warp. */
-template <int C> struct narrow_state {
-    static constexpr int32_t COLUMNS = (C / 8 + NARROW_WARPS - 1) / NARROW_WARPS;
-    float value[COLUMNS][4]; /* of this partial */
-    float total[COLUMNS][4]; /* of those before it */
-    struct running row[2];
-    float sum[2]; /* this thread's positions of this partial */
-    struct row_total before[2];
-};
-
 /* The tiles of a span that an item goes through. */
 struct narrow_span {
     int32_t first, count;
@@ -88,163 +82,68 @@ __device__ static inline struct narrow_span span_at(const struct attention_tile 
     return {first, end - first};
 }
 
-/* The computing warps wait for each other; barrier 0 is the whole block's. */
-__device__ static inline void narrow_sync(void)
-{
-    asm volatile("bar.sync 1, %0;" ::"n"((int)NARROW_THREADS) : "memory");
-}
+/* ---- the warps that feed ---- */
 
-/* ---- the feeding warp ---- */
+enum page_plane { PLANE_KEY, PLANE_VALUE };
 
-/* A copy of an item's: keys of a span's tiles, then their values. */
-struct narrow_copy {
+/* Where a feeding warp is: one of its tiles, and the stage that it goes to. */
+template <int C, enum page_plane PLANE> struct narrow_place {
     struct narrow_span span;
     int32_t tile; /* of the span */
-    enum page_plane plane;
+    ring_place<narrow_shape<C>::STAGES> stage;
+
+    /* The other plane's stages. */
+    __device__ inline void pass(int32_t count)
+    {
+        for (; count > 0; count--)
+            stage.step();
+    }
+    __device__ inline void start(const struct attention_tile &all)
+    {
+        span = span_at(all, all.begin / KV_TILE);
+        tile = 0;
+        if (PLANE == PLANE_VALUE)
+            pass(span.count);
+    }
+    __device__ inline bool is_there(const struct attention_tile &all) const
+    {
+        return span.first * KV_TILE < all.end;
+    }
+    __device__ inline void step(const struct attention_tile &all)
+    {
+        stage.step();
+        if (++tile < span.count)
+            return;
+        int32_t other = span.count;
+        span = span_at(all, span.first + span.count);
+        tile = 0;
+        if (PLANE == PLANE_VALUE)
+            other = is_there(all) ? span.count : 0;
+        pass(other);
+    }
 };
 
-__device__ static inline struct narrow_copy copy_first(const struct attention_tile &tile)
-{
-    return {span_at(tile, tile.begin / KV_TILE), 0, PLANE_KEY};
-}
+/* What part of a tile's pages to bring: before the kernel before this one has ended, those that
+ * this step does not write to. */
+enum narrow_part { PART_EARLY, PART_LATE, PART_WHOLE };
 
-__device__ static inline void copy_step(struct narrow_copy &copy, const struct attention_tile &tile)
-{
-    if (++copy.tile < copy.span.count)
-        return;
-    copy.tile = 0;
-    if (copy.plane == PLANE_VALUE)
-        copy.span = span_at(tile, copy.span.first + copy.span.count);
-    copy.plane = copy.plane == PLANE_KEY ? PLANE_VALUE : PLANE_KEY;
-}
-
-__device__ static inline int32_t copy_count(const struct attention_tile &tile)
-{
-    return 2 * ((tile.end - 1) / KV_TILE + 1 - tile.begin / KV_TILE);
-}
-
-/* Announces a tile's bytes. */
-template <int C>
-__device__ static inline void expect_tile(narrow_shared<C> &shared, int32_t stage,
-                                          const struct attention_call &call,
-                                          const struct page_boxes &boxes)
-{
-    int32_t rows = (boxes.end - boxes.first) * box_rows(call.layer);
-    if (threadIdx.x % WARP == 0)
-        barrier_expect(shared_address(&shared.full[stage]), (uint32_t)(rows * C * 2));
-    __syncwarp();
-}
-
-/* Before the kernel before this one has ended: the block's first tiles, but for the pages that
- * this step writes to. How many. */
-template <int C>
-__device__ static inline int32_t feed_early(narrow_shared<C> &shared, const CUtensorMap &map,
-                                            const struct attention_call &call,
-                                            const struct attention_tile &tile)
-{
-    int32_t count = min(copy_count(tile), (int32_t)narrow_shape<C>::STAGES);
-    struct narrow_copy copy = copy_first(tile);
-    for (int32_t s = 0; s < count; s++, copy_step(copy, tile)) {
-        int32_t number = copy.span.first + copy.tile;
-        struct page_boxes boxes = boxes_of(call, tile, number);
-        expect_tile<C>(shared, s, call, boxes);
-        load_boxes<C>(shared_address(shared.stage[s]), shared_address(&shared.full[s]), map, call,
-                      tile, number, copy.plane, boxes.first, boxes.split);
-    }
-    return count;
-}
-
-/* Of the same tiles, those pages; `copy` becomes the one that follows. */
-template <int C>
-__device__ static inline void feed_late(narrow_shared<C> &shared, const CUtensorMap &map,
-                                        const struct attention_call &call,
-                                        const struct attention_tile &tile,
-                                        struct narrow_copy &copy, int32_t count)
-{
-    for (int32_t s = 0; s < count; s++, copy_step(copy, tile)) {
-        int32_t number = copy.span.first + copy.tile;
-        struct page_boxes boxes = boxes_of(call, tile, number);
-        load_boxes<C>(shared_address(shared.stage[s]), shared_address(&shared.full[s]), map, call,
-                      tile, number, copy.plane, boxes.split, boxes.end);
-    }
-}
-
-/* The item and its queries, as they are. Rows past the count stay what they were. */
-template <int C>
-__device__ static inline void feed_job(narrow_shared<C> &shared, const struct attention_call &call,
-                                       const struct attention_tile &tile, int32_t job)
-{
-    int32_t lane = threadIdx.x % WARP;
-    uint64_t own = (uint64_t)row_of(call, tile, lane % NARROW_ROWS).query;
-    for (int32_t r = 0; r < tile.count; r++) {
-        const bf16 *query = (const bf16 *)__shfl_sync(0xffffffffu, own, r);
-        uint32_t target = shared_address(shared.query[job][r]);
-        for (int32_t pair = lane; pair < C / 2; pair += WARP)
-            asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target + pair * 4),
-                         "l"(query + pair * 2)
-                         : "memory");
-    }
-    barrier_arrive_copied(shared_address(&shared.job_full[job]));
-    if (lane == 0) {
-        shared.job[job] = tile.item;
-        barrier_arrive(shared_address(&shared.job_full[job]));
-    }
-}
-
-/* The next tile, when there is room for it. */
-template <int C>
+template <int C, enum page_plane PLANE, enum narrow_part PART>
 __device__ static inline void feed_tile(narrow_shared<C> &shared, const CUtensorMap &map,
-                                        const struct attention_call &call,
                                         const struct attention_tile &tile,
-                                        const struct narrow_copy &copy,
-                                        ring_place<narrow_shape<C>::STAGES> stage)
+                                        struct page_window &window, struct page_shifts shifts,
+                                        const narrow_place<C, PLANE> &place)
 {
-    int32_t number = copy.span.first + copy.tile;
-    struct page_boxes boxes = boxes_of(call, tile, number);
-    barrier_wait(shared_address(&shared.empty[stage.index]), stage.parity ^ 1);
-    expect_tile<C>(shared, stage.index, call, boxes);
-    load_boxes<C>(shared_address(shared.stage[stage.index]),
-                  shared_address(&shared.full[stage.index]), map, call, tile, number, copy.plane,
-                  boxes.first, boxes.end);
+    int32_t number = place.span.first + place.tile;
+    struct page_boxes boxes = boxes_of(tile, number, shifts.box);
+    uint32_t barrier = shared_address(&shared.full[place.stage.index]);
+    uint32_t bytes = (uint32_t)((boxes.end - boxes.first) << shifts.box) * C * 2;
+    if (PART != PART_LATE && threadIdx.x % WARP == 0)
+        barrier_expect(barrier, bytes);
+    __syncwarp();
+    load_boxes<C>(shared_address(shared.stage[place.stage.index]), barrier, map, window, shifts,
+                  tile.kv_head, number, PART == PART_LATE ? boxes.split : boxes.first,
+                  PART == PART_EARLY ? boxes.split : boxes.end);
 }
-
-template <int C>
-__device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtensorMap &map,
-                                          const struct attention_call &call)
-{
-    auto stage = ring_place<narrow_shape<C>::STAGES>::first();
-    auto job = ring_place<NARROW_JOBS>::first();
-    int32_t heads = call.args.kv_head_count, index = blockIdx.x;
-    bool waited = call.work.fresh;
-    if (waited)
-        kernel_wait();
-    bulk_see();
-    int32_t count = call.work.plan->narrow_count * heads;
-    struct attention_item item = call.work.narrow[index / heads];
-    for (; index < count; index += gridDim.x) {
-        struct attention_tile tile = tile_of(call, item, index % heads, NARROW_ROWS);
-        int32_t left = copy_count(tile);
-        struct narrow_copy copy = copy_first(tile);
-        item = call.work.narrow[min(index + (int32_t)gridDim.x, count - 1) / heads];
-        if (!waited) {
-            int32_t done = feed_early<C>(shared, map, call, tile);
-            kernel_wait();
-            bulk_see();
-            feed_late<C>(shared, map, call, tile, copy, done);
-            left -= done;
-            for (; done > 0; done--)
-                stage.step();
-            waited = true;
-        }
-        barrier_wait(shared_address(&shared.job_empty[job.index]), job.parity ^ 1);
-        feed_job<C>(shared, call, tile, job.index);
-        job.step();
-        for (; left > 0; left--, copy_step(copy, tile), stage.step())
-            feed_tile<C>(shared, map, call, tile, copy, stage);
-    }
-}
-
-/* ---- the computing warps ---- */
 
 /* Two bf16 to f16 as pack_query does it: what overflows, and what is no number, saturates. */
 __device__ static inline uint32_t query_pair(uint32_t pair)
@@ -257,32 +156,139 @@ __device__ static inline uint32_t query_pair(uint32_t pair)
     return *(uint32_t *)&packed;
 }
 
+/* The queries of the rows that there are, as f16. */
+template <int C>
+__device__ static inline void bring_query(narrow_shared<C> &shared,
+                                          const struct attention_call &call,
+                                          const struct attention_tile &tile, int32_t job)
+{
+    constexpr int32_t AHEAD = 8; /* pairs on their way */
+    int32_t lane = threadIdx.x % WARP, pair_count = tile.count * (C / 2);
+#pragma unroll 1
+    for (int32_t first = lane; first < pair_count; first += AHEAD * WARP) {
+        uint32_t pair[AHEAD];
+#pragma unroll
+        for (int32_t j = 0; j < AHEAD; j++) {
+            int32_t i = min(first + j * WARP, pair_count - 1), row = tile.first + i / (C / 2);
+            int32_t token = token_of(call, tile.item, row);
+            int64_t column =
+                (int64_t)(tile.kv_head * call.group + row - token * call.group) * C + i % (C / 2) * 2;
+            pair[j] = *(const uint32_t *)(call.query +
+                                          (tile.item.token_first + token) * call.stride + column);
+        }
+#pragma unroll
+        for (int32_t j = 0; j < AHEAD; j++) {
+            int32_t i = first + j * WARP;
+            if (i < pair_count)
+                *(uint32_t *)&shared.query[job][i / (C / 2)][i % (C / 2) * 4] =
+                    query_pair(pair[j]);
+        }
+    }
+}
+
+/* An item and its queries. */
+template <int C>
+__device__ static inline void bring_job(narrow_shared<C> &shared, const struct attention_call &call,
+                                        const struct attention_tile &tile,
+                                        ring_place<NARROW_JOBS> &job)
+{
+    barrier_wait(shared_address(&shared.job_empty[job.index]), job.parity ^ 1);
+    bring_query<C>(shared, call, tile, job.index);
+    if (threadIdx.x % WARP == 0)
+        shared.job[job.index] = tile;
+    __syncwarp();
+    if (threadIdx.x % WARP == 0)
+        barrier_arrive(shared_address(&shared.job_full[job.index]));
+    job.step();
+}
+
+/* One warp brings the keys; the other brings items and the values. */
+template <int C, enum page_plane PLANE>
+__device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtensorMap &map,
+                                          const struct attention_call &call)
+{
+    constexpr bool BRINGS = PLANE == PLANE_VALUE;
+    struct page_shifts shifts = shifts_of(call.layer);
+    int32_t heads = call.args.kv_head_count, index = blockIdx.x;
+    auto job = ring_place<NARROW_JOBS>::first();
+    narrow_place<C, PLANE> place = {{}, 0, ring_place<narrow_shape<C>::STAGES>::first()};
+    if (call.work.fresh)
+        kernel_wait();
+    bulk_see();
+    struct attention_item item = call.work.narrow[index / heads];
+    int32_t count = call.work.plan->narrow_count * heads;
+    struct attention_tile tile = tile_of(call, item, index % heads, NARROW_ROWS);
+    if (index < count) {
+        struct page_window window = window_of(call, tile, shifts.page);
+        place.start(tile);
+        auto early = place;
+#pragma unroll 1
+        for (; early.is_there(tile) && early.stage.parity == 0; early.step(tile))
+            feed_tile<C, PLANE, PART_EARLY>(shared, map, tile, window, shifts, early);
+        kernel_wait();
+        bulk_see();
+        if (BRINGS)
+            bring_job<C>(shared, call, tile, job);
+#pragma unroll 1
+        for (; place.is_there(tile) && place.stage.parity == 0; place.step(tile))
+            feed_tile<C, PLANE, PART_LATE>(shared, map, tile, window, shifts, place);
+#pragma unroll 1
+        for (;;) {
+            index += gridDim.x;
+            item = call.work.narrow[min(index, count - 1) / heads];
+#pragma unroll 1
+            for (; place.is_there(tile); place.step(tile)) {
+                barrier_wait(shared_address(&shared.empty[place.stage.index]),
+                             place.stage.parity ^ 1);
+                feed_tile<C, PLANE, PART_WHOLE>(shared, map, tile, window, shifts, place);
+            }
+            if (index >= count)
+                break;
+            tile = tile_of(call, item, index % heads, NARROW_ROWS);
+            window = window_of(call, tile, shifts.page);
+            place.start(tile);
+            if (BRINGS)
+                bring_job<C>(shared, call, tile, job);
+        }
+    }
+    if (BRINGS) {
+        tile.count = 0; /* there are no more */
+        bring_job<C>(shared, call, tile, job);
+    }
+}
+
+/* ---- the computing warps ---- */
+
+/* What a thread holds of a tile of rows: rows g and g + 8, columns of its warp. */
+template <int C> struct narrow_state {
+    float value[narrow_shape<C>::COLUMNS][4]; /* of this partial */
+    struct running row[2];
+    float sum[2]; /* this thread's positions of this partial */
+    struct row_total before[2];
+    bool folded; /* `total` holds something */
+};
+
+/* They wait for each other; barrier 0 is the whole block's. */
+__device__ static inline void narrow_sync(void)
+{
+    asm volatile("bar.sync 1, %0;" ::"n"((int)NARROW_THREADS) : "memory");
+}
+
 /* A operands of the item's rows; zeros past the count. */
 template <int C>
 __device__ static inline void narrow_query(uint32_t (&query)[C / 16][4],
                                            const narrow_shared<C> &shared, int32_t job,
                                            int32_t count)
 {
-    int32_t lane = threadIdx.x % WARP;
-    uint32_t own = shared_address(shared.query[job][lane % 16]) + (uint32_t)(lane / 16 * 16);
-    bool low = lane / 4 < count, high = lane / 4 + 8 < count;
-#pragma unroll
-    for (int32_t k = 0; k < C / 16; k++) {
-        load_matrices(query[k], own + k * 32);
-        query[k][0] = low ? query_pair(query[k][0]) : 0;
-        query[k][2] = low ? query_pair(query[k][2]) : 0;
-    }
-    if (count <= 8) {
-#pragma unroll
-        for (int32_t k = 0; k < C / 16; k++)
-            query[k][1] = query[k][3] = 0;
-        return;
+    int32_t lane = threadIdx.x % WARP, r = lane % 16;
+    uint32_t own = shared_address(&shared.zero), step = 0;
+    if (r < count) {
+        own = shared_address(shared.query[job][r]) + (uint32_t)(lane / 16 * 16);
+        step = 32;
     }
 #pragma unroll
-    for (int32_t k = 0; k < C / 16; k++) {
-        query[k][1] = high ? query_pair(query[k][1]) : 0;
-        query[k][3] = high ? query_pair(query[k][3]) : 0;
-    }
+    for (int32_t k = 0; k < C / 16; k++)
+        load_matrices(query[k], own + k * step);
 }
 
 /* A warp has read what it needs of this stage. */
@@ -297,11 +303,11 @@ __device__ static inline void release_stage(narrow_shared<C> &shared, int32_t st
 /* Scores of the warp's 16 positions of the next TILES tiles. */
 template <int C, int TILES>
 __device__ static inline void
-narrow_scores(float (*score)[2][4], const uint32_t (&query)[C / 16][4], narrow_shared<C> &shared,
-              ring_place<narrow_shape<C>::STAGES> &place)
+narrow_scores(float (&score)[SPAN_TILES][2][4], const uint32_t (&query)[C / 16][4],
+              narrow_shared<C> &shared, ring_place<narrow_shape<C>::STAGES> &place, int32_t box)
 {
-    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    int32_t r = warp * 16 + lane / 16 * 8 + lane % 8, stage[TILES];
+    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage[TILES];
+    auto own = page_row<C>::of(warp * 16 + lane / 16 * 8 + lane % 8, box);
     uint32_t keys[TILES];
 #pragma unroll
     for (int32_t i = 0; i < TILES; i++, place.step()) {
@@ -310,14 +316,17 @@ narrow_scores(float (*score)[2][4], const uint32_t (&query)[C / 16][4], narrow_s
         barrier_wait(shared_address(&shared.full[stage[i]]), place.parity);
     }
 #pragma unroll
-    for (int32_t k = 0; k < C / 16; k++)
+    for (int32_t k = 0; k < C / 16; k++) {
+        uint32_t b[TILES][4];
+#pragma unroll
+        for (int32_t i = 0; i < TILES; i++)
+            load_matrices(b[i], keys[i] + own.at(2 * k + lane / 8 % 2));
 #pragma unroll
         for (int32_t i = 0; i < TILES; i++) {
-            uint32_t b[4];
-            load_matrices(b, keys[i] + page_tile<C>::at(r, 2 * k + lane / 8 % 2));
-            mma(score[i][0], query[k], b[0], b[1]);
-            mma(score[i][1], query[k], b[2], b[3]);
+            mma(score[i][0], query[k], b[i][0], b[i][1]);
+            mma(score[i][1], query[k], b[i][2], b[i][3]);
         }
+    }
 #pragma unroll
     for (int32_t i = 0; i < TILES; i++)
         release_stage<C>(shared, stage[i]);
@@ -329,6 +338,7 @@ struct row_view {
 };
 
 /* Cap, mask, maximum of the warp's positions for row g + 8 i. */
+template <bool CAPPED>
 __device__ static inline float narrow_mask(float (&score)[2][4], const struct attention_args &args,
                                            struct row_view row, int32_t i, int32_t position)
 {
@@ -337,7 +347,9 @@ __device__ static inline float narrow_mask(float (&score)[2][4], const struct at
     for (int32_t j = 0; j < 4; j++) {
         float &own = score[j / 2][2 * i + j % 2];
         int32_t at = position + j / 2 * 8 + j % 2;
-        own = at >= row.low && at <= row.high ? capped(own, args) : -CUDART_INF_F;
+        if (CAPPED)
+            own = capped(own, args);
+        own = at >= row.low && at <= row.high ? own : -CUDART_INF_F;
         maximum = fmaxf(maximum, own);
     }
     return quad_max(maximum);
@@ -361,27 +373,26 @@ __device__ static inline void narrow_weigh(narrow_state<C> &state, uint32_t (&pa
 }
 
 /* From a span's scores to its weights in shared memory, and the factors that go before each tile;
- * after a partial's last span also the sums. Rows g + 8 are there where the item is `tall`. */
-template <int C>
+ * after a partial's last span also the sums. Rows g + 8 are there where the item is tall. */
+template <int C, bool CAPPED>
 __device__ static inline void
-narrow_softmax(narrow_state<C> &state, float (&factor)[SPAN_TILES][2],
-               float (&score)[SPAN_TILES][2][4], narrow_shared<C> &shared,
+narrow_softmax(narrow_state<C> &state, float (&score)[SPAN_TILES][2][4], narrow_shared<C> &shared,
                const struct attention_call &call, const struct row_view (&row)[2],
                struct narrow_span span, bool tall, bool closes)
 {
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4;
     int32_t position = span.first * KV_TILE + warp * 16 + lane % 4 * 2;
 #pragma unroll
-    for (int32_t t = 0; t < SPAN_TILES; t++) {
+    for (int32_t t = 0; t < SPAN_TILES; t++)
 #pragma unroll
         for (int32_t i = 0; i < 2; i++) {
             if (t >= span.count || (i == 1 && !tall))
                 break;
-            float most = narrow_mask(score[t], call.args, row[i], i, position + t * KV_TILE);
+            float most =
+                narrow_mask<CAPPED>(score[t], call.args, row[i], i, position + t * KV_TILE);
             if (lane % 4 == 0)
                 ((float *)&shared.maximum[t][g + 8 * i])[warp] = most;
         }
-    }
     narrow_sync();
 #pragma unroll
     for (int32_t t = 0; t < SPAN_TILES; t++) {
@@ -393,11 +404,15 @@ narrow_softmax(narrow_state<C> &state, float (&factor)[SPAN_TILES][2],
             if (i == 1 && !tall)
                 break;
             narrow_weigh<C>(state, packed, score[t], shared.maximum[t][g + 8 * i], call.scale, i);
-            factor[t][i] = state.row[i].factor;
+            if (warp == 0 && lane % 4 == 0)
+                shared.factor[t][g + 8 * i] = state.row[i].factor;
         }
         shared.weight[t][warp][lane] = {packed[0], packed[1], packed[2], packed[3]};
     }
-    for (int32_t i = 0; closes && i < 2; i++) {
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++) {
+        if (!closes || (i == 1 && !tall))
+            break;
         float sum = quad_sum(state.sum[i]);
         if (lane % 4 == 0)
             ((float *)&shared.sum[g + 8 * i])[warp] = sum;
@@ -405,130 +420,128 @@ narrow_softmax(narrow_state<C> &state, float (&factor)[SPAN_TILES][2],
     narrow_sync();
 }
 
-/* Which of a tile's positions are gone through, as masks of B operands: what lies in shared memory
- * for the others may be anything. */
-__device__ static inline void narrow_seen(uint32_t (&seen)[KV_TILE / 16][2],
-                                          const struct attention_tile &tile, int32_t start)
+/* A bit for each of a tile's positions that is gone through, the thread's first one lowest. */
+__device__ static inline uint64_t narrow_seen(const struct attention_tile &tile, int32_t start)
 {
-#pragma unroll
-    for (int32_t i = 0; i < KV_TILE / 8; i++) {
-        int32_t at = start + i * 8 + threadIdx.x % 4 * 2;
-        seen[i / 2][i % 2] = (at >= tile.begin && at < tile.end ? 0x0000ffffu : 0) |
-                             (at + 1 >= tile.begin && at + 1 < tile.end ? 0xffff0000u : 0);
-    }
+    uint64_t all = ~(uint64_t)0;
+    int32_t low = max(tile.begin - start, 0), high = min(tile.end - start, (int32_t)KV_TILE);
+    uint64_t seen = all << low & all >> (KV_TILE - high);
+    return seen >> threadIdx.x % 4 * 2;
 }
 
-/* One tile of values. */
-template <int C, bool WHOLE>
-__device__ static inline void narrow_values(narrow_state<C> &state, const uint4 (*weight)[WARP],
-                                            const float (&factor)[2],
-                                            const uint32_t (&seen)[KV_TILE / 16][2],
-                                            uint32_t values)
+/* Two positions of a B operand: what is not gone through may be anything, and becomes 0. */
+__device__ static inline uint32_t keep_seen(uint32_t pair, uint64_t seen, int32_t at)
 {
+    uint32_t bits = (uint32_t)(seen >> at);
+    return pair & ((bits & 1) * 0x0000ffffu + (bits >> 1 & 1) * 0xffff0000u);
+}
+
+/* One tile of values. Runs of positions that are not gone through have no weight. */
+template <int C>
+__device__ static inline void narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared,
+                                            int32_t t, uint32_t values,
+                                            const struct attention_tile &tile, int32_t start,
+                                            int32_t box)
+{
+    constexpr int32_t COLUMNS = narrow_shape<C>::COLUMNS, RUN = 32;
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-    uint32_t p[KV_TILE / 16][4];
+    bool whole = start >= tile.begin && start + KV_TILE <= tile.end;
+    uint64_t seen = whole ? 0 : narrow_seen(tile, start);
+    float factor[2] = {shared.factor[t][lane / 4], shared.factor[t][lane / 4 + 8]};
 #pragma unroll
-    for (int32_t k = 0; k < KV_TILE / 16; k++) {
-        uint4 own = weight[k][lane];
-        p[k][0] = own.x, p[k][1] = own.y, p[k][2] = own.z, p[k][3] = own.w;
-    }
-#pragma unroll
-    for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++) {
+    for (int32_t n = 0; n < COLUMNS; n++)
 #pragma unroll
         for (int32_t i = 0; i < 4; i++)
             state.value[n][i] = __fmul_rn(state.value[n][i], factor[i / 2]);
-    }
 #pragma unroll
-    for (int32_t k = 0; k < KV_TILE / 16; k += 2)
+    for (int32_t run = 0; run < KV_TILE; run += RUN) {
+        if (start + run + RUN <= tile.begin || start + run >= tile.end)
+            continue;
+        uint4 first = shared.weight[t][run / 16][lane], second = shared.weight[t][run / 16 + 1][lane];
+        const uint32_t p[2][4] = {{first.x, first.y, first.z, first.w},
+                                  {second.x, second.y, second.z, second.w}};
+        uint32_t b[COLUMNS][4];
+        auto own = page_row<C>::of(run + lane, box);
 #pragma unroll
-        for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++) {
-            uint32_t b[4];
-            int32_t chunk = warp + n * NARROW_WARPS;
-            if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
-                break;
-            load_matrices_turned(b, values + page_tile<C>::at(k * 16 + lane, chunk));
-#pragma unroll
-            for (int32_t i = 0; i < 4 && !WHOLE; i++)
-                b[i] &= seen[k + i / 2][i % 2];
-            mma(state.value[n], p[k], b[0], b[1]);
-            mma(state.value[n], p[k + 1], b[2], b[3]);
+        for (int32_t n = 0; n < COLUMNS; n++) {
+            int32_t chunk = min(warp + n * NARROW_WARPS, C / 8 - 1);
+            load_matrices_turned(b[n], values + own.at(chunk));
         }
-}
-
-/* A span's values. */
-template <int C>
-__device__ static inline void
-narrow_span_values(narrow_state<C> &state, const float (&factor)[SPAN_TILES][2],
-                   narrow_shared<C> &shared, const struct attention_tile &tile,
-                   struct narrow_span span, ring_place<narrow_shape<C>::STAGES> &place)
-{
+        if (!whole) {
 #pragma unroll
-    for (int32_t t = 0; t < SPAN_TILES; t++) {
-        if (t >= span.count)
-            break;
-        int32_t start = (span.first + t) * KV_TILE;
-        uint32_t values = shared_address(shared.stage[place.index]), seen[KV_TILE / 16][2];
-        barrier_wait(shared_address(&shared.full[place.index]), place.parity);
-        if (start >= tile.begin && start + KV_TILE <= tile.end) {
-            narrow_values<C, true>(state, shared.weight[t], factor[t], seen, values);
-        } else {
-            narrow_seen(seen, tile, start);
-            narrow_values<C, false>(state, shared.weight[t], factor[t], seen, values);
+            for (int32_t n = 0; n < COLUMNS; n++)
+#pragma unroll
+                for (int32_t i = 0; i < 4; i++)
+                    b[n][i] = keep_seen(b[n][i], seen, run + i * 8);
         }
-        release_stage<C>(shared, place.index);
-        place.step();
+#pragma unroll
+        for (int32_t k = 0; k < 2; k++)
+#pragma unroll
+            for (int32_t n = 0; n < COLUMNS; n++)
+                mma(state.value[n], p[k], b[n][2 * k], b[n][2 * k + 1]);
     }
 }
 
 template <int C> __device__ static inline void narrow_clear(narrow_state<C> &state)
 {
+#pragma unroll
     for (int32_t i = 0; i < 2; i++) {
         state.row[i].maximum = -CUDART_INF_F;
         state.sum[i] = 0.0f;
     }
 #pragma unroll
-    for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++)
+    for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++)
+#pragma unroll
         for (int32_t i = 0; i < 4; i++)
             state.value[n][i] = 0.0f;
 }
 
-template <int C> __device__ static inline void narrow_start(narrow_state<C> &state)
+/* The whole sum of the partial that has just ended, of row r. */
+template <int C> __device__ static inline float narrow_sum(const narrow_shared<C> &shared, int32_t r)
 {
-    narrow_clear<C>(state);
-    for (int32_t i = 0; i < 2; i++)
-        state.before[i] = {-CUDART_INF_F, 0.0f};
-#pragma unroll
-    for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++)
-        for (int32_t i = 0; i < 4; i++)
-            state.total[n][i] = 0.0f;
-}
-
-/* The whole sum of the partial that has just closed, of row g + 8 i. */
-template <int C>
-__device__ static inline float narrow_sum(const narrow_shared<C> &shared, int32_t i)
-{
-    float4 part = shared.sum[threadIdx.x % WARP / 4 + 8 * i];
+    float4 part = shared.sum[r];
     return __fadd_rn(__fadd_rn(__fadd_rn(part.x, part.y), part.z), part.w);
 }
 
-/* Folds the partial into those before it and begins the next. */
+/* Folds the partial into those before it. `state.value` and `state.before` then have all; folding
+ * into nothing gives the partial's own bits. */
 template <int C>
-__device__ static inline void narrow_close(narrow_state<C> &state, const narrow_shared<C> &shared)
+__device__ static inline void narrow_fold(narrow_state<C> &state, const narrow_shared<C> &shared)
 {
-    for (int32_t i = 0; i < 2; i++) {
-        float2 factor = partial_factors(state.before[i].maximum, state.row[i].maximum);
-        state.before[i].sum = partial_fold(state.before[i].sum, narrow_sum<C>(shared, i), factor);
+    float2 factor[2];
 #pragma unroll
-        for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++)
-            for (int32_t j = 0; j < 2; j++)
-                state.total[n][2 * i + j] =
-                    partial_fold(state.total[n][2 * i + j], state.value[n][2 * i + j], factor);
+    for (int32_t i = 0; i < 2; i++) {
+        float sum = narrow_sum<C>(shared, threadIdx.x % WARP / 4 + 8 * i);
+        factor[i] = partial_factors(state.before[i].maximum, state.row[i].maximum);
+        state.before[i].sum = partial_fold(state.before[i].sum, sum, factor[i]);
     }
+    if (!state.folded)
+        return;
+#pragma unroll
+    for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++) {
+        float4 total = shared.total[n][threadIdx.x];
+        const float before[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.value[n][i] = partial_fold(before[i], state.value[n][i], factor[i / 2]);
+    }
+}
+
+/* The same, and the next partial begins. */
+template <int C>
+__device__ static inline void narrow_close(narrow_state<C> &state, narrow_shared<C> &shared)
+{
+    narrow_fold<C>(state, shared);
+#pragma unroll
+    for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++)
+        shared.total[n][threadIdx.x] = {state.value[n][0], state.value[n][1], state.value[n][2],
+                                        state.value[n][3]};
+    state.folded = true;
     narrow_clear<C>(state);
 }
 
-/* Goes through tile.begin .. tile.end. The last partial is folded too where all are the item's. */
-template <int C>
+/* Goes through tile.begin .. tile.end; the last partial is left open. */
+template <int C, bool CAPPED>
 __device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared,
                                           const struct attention_call &call,
                                           const struct attention_tile &tile,
@@ -536,67 +549,119 @@ __device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<
                                           const struct row_view (&row)[2],
                                           ring_place<narrow_shape<C>::STAGES> &place)
 {
-    int32_t end = (tile.end - 1) / KV_TILE + 1;
-    bool tall = tile.count > 8;
+    int32_t end = (tile.end - 1) / KV_TILE + 1, box = shifts_of(call.layer).box;
     struct narrow_span span = span_at(tile, tile.begin / KV_TILE);
-    for (; span.first < end; span = span_at(tile, span.first + span.count)) {
-        float score[SPAN_TILES][2][4] = {}, factor[SPAN_TILES][2] = {};
+#pragma unroll 1
+    while (span.first < end) {
+        float score[SPAN_TILES][2][4] = {};
         int32_t next = span.first + span.count;
         bool closes = next == end || next * KV_TILE % call.work.partial_tokens == 0;
-#pragma unroll
-        for (int32_t t = 0; t < SPAN_TILES; t += 2) {
-            if (t + 1 < span.count)
-                narrow_scores<C, 2>(score + t, query, shared, place);
-            else if (t < span.count)
-                narrow_scores<C, 1>(score + t, query, shared, place);
+        if (span.count == SPAN_TILES)
+            narrow_scores<C, SPAN_TILES>(score, query, shared, place, box);
+        else
+            narrow_scores<C, 1>(score, query, shared, place, box);
+        narrow_softmax<C, CAPPED>(state, score, shared, call, row, span, tile.count > 8, closes);
+#pragma unroll 1
+        for (int32_t t = 0; t < span.count; t++, place.step()) {
+            barrier_wait(shared_address(&shared.full[place.index]), place.parity);
+            narrow_values<C>(state, shared, t, shared_address(shared.stage[place.index]), tile,
+                             (span.first + t) * KV_TILE, box);
+            release_stage<C>(shared, place.index);
         }
-        narrow_softmax<C>(state, factor, score, shared, call, row, span, tall, closes);
-        narrow_span_values<C>(state, factor, shared, tile, span, place);
-        if (closes && tile.item.partial < 0)
+        if (closes && next < end)
             narrow_close<C>(state, shared);
+        span = span_at(tile, next);
     }
+}
+
+/* quotient() of two values of a row, with its bits: the same steps as a division's where neither
+ * it nor what lies between can leave the range of floats, with the reciprocal made once. */
+struct row_quotient {
+    float sum, factor, inverse;
+};
+
+__device__ static inline struct row_quotient quotient_of(float sum, float factor)
+{
+    float inverse;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(sum));
+    inverse = __fmaf_rn(inverse, __fmaf_rn(-sum, inverse, 1.0f), inverse);
+    return {sum, factor, inverse};
+}
+
+__device__ static inline bool is_plain(float value)
+{
+    float size = fabsf(value);
+    return size > 0x1p-60f && size < 0x1p60f;
+}
+
+__device__ static inline float divided(float value, const struct row_quotient &by)
+{
+    float whole = __fmul_rn(value, by.inverse);
+    whole = __fmaf_rn(__fmaf_rn(-by.sum, whole, value), by.inverse, whole);
+    whole = __fmaf_rn(__fmaf_rn(-by.sum, whole, value), by.inverse, whole);
+    return __fadd_rn(whole, 0.0f);
+}
+
+__device__ static inline uint32_t quotient_pair(float low, float high,
+                                                const struct row_quotient &by)
+{
+    float a = __fmul_rn(low, by.factor), b = __fmul_rn(high, by.factor);
+    if (is_plain(a) && is_plain(b) && is_plain(by.sum))
+        return pack_bf16(divided(a, by), divided(b, by));
+    return pack_bf16(quotient(low, by.factor, by.sum), quotient(high, by.factor, by.sum));
 }
 
 /* All partials in one item: the output. */
 template <int C>
-__device__ static inline void narrow_finish(narrow_state<C> &state,
+__device__ static inline void narrow_finish(narrow_state<C> &state, const narrow_shared<C> &shared,
                                             const struct attention_call &call,
-                                            const struct query_row (&row)[2])
+                                            const struct attention_tile &tile)
 {
     int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    narrow_fold<C>(state, shared);
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
-        if (row[i].query == NULL)
-            continue;
+        int32_t r = lane / 4 + 8 * i;
+        if (r >= tile.count)
+            break;
+        struct query_row row = row_of(call, tile, r);
         const float *sinks = call.args.sinks;
-        float factor = with_sink(state.before[i], sinks == NULL ? NULL : sinks + row[i].head);
+        float factor = with_sink(state.before[i], sinks == NULL ? NULL : sinks + row.head);
+        struct row_quotient by = quotient_of(state.before[i].sum, factor);
 #pragma unroll
-        for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++) {
+        for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++) {
             int32_t chunk = warp + n * NARROW_WARPS;
             if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
                 break;
-            *(uint32_t *)(row[i].out + chunk * 8 + lane % 4 * 2) =
-                pack_bf16(quotient(state.total[n][2 * i], factor, state.before[i].sum),
-                          quotient(state.total[n][2 * i + 1], factor, state.before[i].sum));
+            *(uint32_t *)(row.out + chunk * 8 + lane % 4 * 2) =
+                quotient_pair(state.value[n][2 * i], state.value[n][2 * i + 1], by);
         }
     }
+}
+
+/* Where a partial of a tile goes. */
+template <int C>
+__device__ static inline float *slot_of(const struct attention_call &call,
+                                        const struct attention_tile &tile, int32_t partial)
+{
+    int64_t slot = (int64_t)(tile.item.slot + partial) * call.args.kv_head_count + tile.kv_head;
+    return call.work.partial + slot * (NARROW_ROWS * (C + 2));
 }
 
 /* One partial of several: to its slot, [NARROW_ROWS, C] values, then [NARROW_ROWS] maxima and
  * sums. */
 template <int C>
 __device__ static inline void narrow_put(const narrow_state<C> &state,
-                                         const narrow_shared<C> &shared, float *slot,
-                                         const struct query_row (&row)[2])
+                                         const narrow_shared<C> &shared, float *slot, int32_t count)
 {
     int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
-        if (row[i].query == NULL)
-            continue;
         int32_t r = lane / 4 + 8 * i;
+        if (r >= count)
+            break;
 #pragma unroll
-        for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++) {
+        for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++) {
             int32_t chunk = warp + n * NARROW_WARPS;
             if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
                 break;
@@ -605,118 +670,50 @@ __device__ static inline void narrow_put(const narrow_state<C> &state,
         }
         if (warp == 0 && lane % 4 == 0)
             __stcg((float2 *)(slot + NARROW_ROWS * C + 2 * r),
-                   make_float2(state.row[i].maximum, narrow_sum<C>(shared, i)));
+                   make_float2(state.row[i].maximum, narrow_sum<C>(shared, r)));
     }
-}
-
-/* Folds `count` partials in their order, the first at `slot`, and puts out the rows. */
-template <int C>
-__device__ static inline void narrow_merge(const struct attention_call &call,
-                                           const struct attention_tile &tile, const float *slot,
-                                           int64_t slot_stride, int32_t count)
-{
-    constexpr int32_t AHEAD = 8; /* partials on their way */
-    for (int32_t i = threadIdx.x; i < tile.count * (C / 4); i += NARROW_THREADS) {
-        int32_t r = i / (C / 4), column = i % (C / 4) * 4;
-        struct query_row row = row_of(call, tile, r);
-        struct row_total total = {-CUDART_INF_F, 0.0f};
-        float value[4] = {};
-        for (int32_t first = 0; first < count; first += AHEAD) {
-            float4 partial[AHEAD];
-            float2 state[AHEAD];
-#pragma unroll
-            for (int32_t p = 0; p < AHEAD; p++) {
-                const float *source = slot + min(first + p, count - 1) * slot_stride;
-                partial[p] = __ldcg((const float4 *)(source + r * C + column));
-                state[p] = __ldcg((const float2 *)(source + NARROW_ROWS * C + 2 * r));
-            }
-#pragma unroll
-            for (int32_t p = 0; p < AHEAD; p++) {
-                if (first + p >= count)
-                    break;
-                float2 factor = partial_factors(total.maximum, state[p].x);
-                total.sum = partial_fold(total.sum, state[p].y, factor);
-                value[0] = partial_fold(value[0], partial[p].x, factor);
-                value[1] = partial_fold(value[1], partial[p].y, factor);
-                value[2] = partial_fold(value[2], partial[p].z, factor);
-                value[3] = partial_fold(value[3], partial[p].w, factor);
-            }
-        }
-        const float *sinks = call.args.sinks;
-        float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
-#pragma unroll
-        for (int32_t j = 0; j < 4; j += 2)
-            *(uint32_t *)(row.out + column + j) =
-                pack_bf16(quotient(value[j], factor, total.sum),
-                          quotient(value[j + 1], factor, total.sum));
-    }
-}
-
-/* True in all threads when this partial is the last of `count` to be there. */
-template <int C>
-__device__ static inline bool narrow_arrive(narrow_shared<C> &shared, int32_t *arrived,
-                                            int32_t count)
-{
-    narrow_sync();
-    if (threadIdx.x == 0) {
-        __threadfence(); /* for all that the barrier has seen */
-        shared.last = atomicAdd(arrived, 1) == count - 1;
-        if (shared.last)
-            *arrived = 0; /* for the next launch */
-        __threadfence();
-    }
-    narrow_sync();
-    return shared.last;
 }
 
 /* What an item gave goes out, or to its slot. */
 template <int C>
-__device__ static inline void
-narrow_end(narrow_state<C> &state, narrow_shared<C> &shared, const struct attention_call &call,
-           const struct attention_tile &tile)
+__device__ static inline void narrow_end(narrow_state<C> &state, narrow_shared<C> &shared,
+                                         const struct attention_call &call,
+                                         const struct attention_tile &tile)
 {
-    const struct attention_item &item = tile.item;
-    int32_t g = threadIdx.x % WARP / 4;
-    struct query_row row[2] = {row_of(call, tile, g), row_of(call, tile, g + 8)};
-    if (item.partial < 0) {
-        narrow_finish<C>(state, call, row);
-        return;
-    }
-    int32_t K = call.args.kv_head_count;
-    int32_t first = tile.low / call.work.partial_tokens;
-    int32_t count = tile.high / call.work.partial_tokens + 1 - first;
-    int64_t head_stride = NARROW_ROWS * (C + 2), slot_stride = K * head_stride;
-    float *head = call.work.partial + tile.kv_head * head_stride;
-    narrow_put<C>(state, shared, head + (item.slot + item.partial) * slot_stride, row);
-    int32_t *arrived = call.work.arrived + item.arrival * K + tile.kv_head;
-    if (narrow_arrive<C>(shared, arrived, count))
-        narrow_merge<C>(call, tile, head + (item.slot + first) * slot_stride, slot_stride, count);
+    if (tile.item.partial < 0)
+        narrow_finish<C>(state, shared, call, tile);
+    else
+        narrow_put<C>(state, shared, slot_of<C>(call, tile, tile.item.partial), tile.count);
 }
 
-template <int C>
+template <int C, bool CAPPED>
 __device__ static inline void narrow_work(narrow_shared<C> &shared,
                                           const struct attention_call &call)
 {
     auto place = ring_place<narrow_shape<C>::STAGES>::first();
     auto job = ring_place<NARROW_JOBS>::first();
-    int32_t heads = call.args.kv_head_count, lane = threadIdx.x % WARP;
+    int32_t lane = threadIdx.x % WARP;
     kernel_wait();
-    kernel_yield(); /* not before: what is behind this kernel may take what was before it as done */
-    int32_t count = call.work.plan->narrow_count * heads;
-    for (int32_t index = blockIdx.x; index < count; index += gridDim.x, job.step()) {
+    kernel_yield(); /* not before: see launch.cuh */
+#pragma unroll 1
+    for (;; job.step()) {
         barrier_wait(shared_address(&shared.job_full[job.index]), job.parity);
-        struct attention_tile tile =
-            tile_of(call, shared.job[job.index], index % heads, NARROW_ROWS);
-        struct query_row low = row_of(call, tile, lane / 4), high = row_of(call, tile, lane / 4 + 8);
-        struct row_view row[2] = {{low.low, low.high}, {high.low, high.high}};
+        struct attention_tile tile = shared.job[job.index];
+        if (tile.count == 0)
+            return;
         uint32_t query[C / 16][4];
-        narrow_state<C> state;
         narrow_query<C>(query, shared, job.index, tile.count);
         __syncwarp();
         if (lane == 0)
             barrier_arrive(shared_address(&shared.job_empty[job.index]));
-        narrow_start<C>(state);
-        narrow_walk<C>(state, shared, call, tile, query, row, place);
+        struct query_row low = row_of(call, tile, lane / 4), high = row_of(call, tile, lane / 4 + 8);
+        struct row_view row[2] = {{low.low, low.high}, {high.low, high.high}};
+        narrow_state<C> state;
+        narrow_clear<C>(state);
+        state.folded = false;
+        for (int32_t i = 0; i < 2; i++)
+            state.before[i] = {-CUDART_INF_F, 0.0f};
+        narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, place);
         narrow_end<C>(state, shared, call, tile);
     }
 }
@@ -728,13 +725,63 @@ template <int C> __device__ static inline void narrow_open(narrow_shared<C> &sha
             barrier_make(shared_address(&shared.full[i]), 1);
             barrier_make(shared_address(&shared.empty[i]), NARROW_WARPS);
         }
-        for (int32_t i = 0; i < NARROW_JOBS; i++) { /* each lane's queries, and the item */
-            barrier_make(shared_address(&shared.job_full[i]), WARP + 1);
+        for (int32_t i = 0; i < NARROW_JOBS; i++) {
+            barrier_make(shared_address(&shared.job_full[i]), 1);
             barrier_make(shared_address(&shared.job_empty[i]), NARROW_WARPS);
         }
         barrier_show();
+        shared.zero = {0, 0, 0, 0};
     }
+    for (int32_t i = threadIdx.x; i < SPAN_TILES * NARROW_ROWS; i += NARROW_BLOCK)
+        shared.factor[i / NARROW_ROWS][i % NARROW_ROWS] = 1.0f; /* of rows that no item has */
+    for (int32_t i = threadIdx.x; i < NARROW_ROWS; i += NARROW_BLOCK)
+        shared.sum[i] = {1.0f, 0.0f, 0.0f, 0.0f};
     __syncthreads();
+}
+
+/* ---- the merge ---- */
+
+enum { MERGE_THREADS = 256, MERGE_AHEAD = 16 /* partials on their way */ };
+
+/* Folds the partials of a tile in their order and puts out the rows: two columns a thread. */
+template <int C>
+__device__ static inline void merge_tile(const struct attention_call &call,
+                                         const struct attention_tile &tile)
+{
+    const float *slot = slot_of<C>(call, tile, tile.item.partial);
+    int64_t stride = (int64_t)call.args.kv_head_count * (NARROW_ROWS * (C + 2));
+    int32_t count = tile.item.partial_count;
+    for (int32_t i = threadIdx.x; i < tile.count * (C / 2); i += MERGE_THREADS) {
+        int32_t r = i / (C / 2), column = i % (C / 2) * 2;
+        struct query_row row = row_of(call, tile, r);
+        struct row_total total = {-CUDART_INF_F, 0.0f};
+        float2 value = {0.0f, 0.0f};
+#pragma unroll 1
+        for (int32_t first = 0; first < count; first += MERGE_AHEAD) {
+            float2 partial[MERGE_AHEAD], state[MERGE_AHEAD];
+#pragma unroll
+            for (int32_t p = 0; p < MERGE_AHEAD; p++) {
+                if (first + p >= count)
+                    break;
+                const float *source = slot + (first + p) * stride;
+                partial[p] = __ldcg((const float2 *)(source + r * C + column));
+                state[p] = __ldcg((const float2 *)(source + NARROW_ROWS * C + 2 * r));
+            }
+#pragma unroll
+            for (int32_t p = 0; p < MERGE_AHEAD; p++) {
+                if (first + p >= count)
+                    break;
+                float2 factor = partial_factors(total.maximum, state[p].x);
+                total.sum = partial_fold(total.sum, state[p].y, factor);
+                value.x = partial_fold(value.x, partial[p].x, factor);
+                value.y = partial_fold(value.y, partial[p].y, factor);
+            }
+        }
+        const float *sinks = call.args.sinks;
+        float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
+        *(uint32_t *)(row.out + column) =
+            quotient_pair(value.x, value.y, quotient_of(total.sum, factor));
+    }
 }
 
 #endif

@@ -34,6 +34,9 @@ static const struct shape shape_case[] = {
     {"seventy to one", 70, 1, 32, 16, 32, ROPE_HALVES, false, 0, 0, true, 1},
     {"wide head", 2, 1, 192, 128, 64, ROPE_INTERLEAVED, true, 0, 0, false, 1},
     {"blocks of one", 3, 1, 20, 1, 10, ROPE_HALVES, false, 7, 0, false, 1},
+    {"pages of one", 4, 2, 64, 1, 64, ROPE_HALVES, false, 40, 0, false, 1},
+    {"pages of two", 3, 1, 96, 2, 96, ROPE_HALVES, true, 0, 0, true, 1},
+    {"pages of eight", 8, 4, 128, 8, 64, ROPE_HALVES, false, 0, 0, false, 2},
     {"blocks of four", 2, 2, 6, 4, 4, ROPE_INTERLEAVED, true, 0, 5.0f, false, 1},
     {"width of two", 2, 1, 2, 2, 2, ROPE_HALVES, false, 1, 0, false, 1},
     {"no rotation", 2, 1, 16, 256, 0, ROPE_HALVES, false, 0, 0, false, 1},
@@ -330,6 +333,8 @@ static bool position_fits(const struct world *w, const struct seq *seq, int32_t 
         fits =
             close_to("q of rope_store", q, seq->turned + at(layer, p) * w->q_width + (int64_t)h * C,
                      C, subject.tolerance);
+        for (int32_t c = 0; c < C; c++) /* what attention is given: it may have been rounded */
+            q[c] = (double)seq->turned[at(layer, p) * w->q_width + (int64_t)h * C + c];
         reference_attention(out, q, k + kv, v + kv, wide, p, &w->attention,
                             shape->sinks ? &w->sink[h] : NULL);
         fits = fits &&
