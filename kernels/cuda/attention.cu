@@ -1,11 +1,12 @@
 /* attention: out[t, h] = sum over p of softmax(cap(scale * q . k[p])) * v[p], p from the window's
  * first position to the token's own, all read from the cache.
  *
- * Two variants. `tensor`: a persistent kernel that takes items off the step's work list, first
- * the wide tiles (prompts), with all warps on one item, then the narrow ones (decode), with four
- * warps on an item; attention.cuh tells what they share and why bits do not depend on the list.
- * `plain`: for the other head widths, and the simplest statement of what is computed. Which of
- * them runs depends on the model's shape and the GPU alone, never on the step.
+ * Two variants. `tensor`: kernels that take items off the step's work list, one the wide tiles
+ * (prompts, here), another the narrow ones (decode, attention_narrow.cu); each is launched where
+ * the step has such items. attention.cuh tells what they share and why bits do not depend on the
+ * list. `plain`: for the other head widths and for small pages, and the simplest statement of what
+ * is computed. Which of the two runs depends on the model's shape, the page and the GPU alone,
+ * never on the step.
  */
 #include "kernels/cuda/attention_pages.cuh"
 #include "kernels/cuda/attention_wide.cuh"
@@ -144,8 +145,7 @@ struct attention_variant {
     void (*launch)(struct device *device, const struct attention_call &call, int32_t T);
 };
 
-template <int C>
-static void wide_launch(struct device *device, const struct attention_call &call)
+template <int C> static void wide_launch(struct device *device, const struct attention_call &call)
 {
     int32_t bytes = (int32_t)sizeof(wide_shared<C>);
     static_assert(sizeof(wide_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");

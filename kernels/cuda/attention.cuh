@@ -22,10 +22,10 @@
 enum {
     KV_TILE = 64,
     PARTIAL_TOKENS = 512,
-    NARROW_ROWS = 16,     /* rows of a tile that is also cut along the context */
-    NARROW_TILES_MAX = 2, /* a part with more rows than these hold is cut into wide tiles */
+    NARROW_ROWS = 16,      /* rows of a tile that is also cut along the context */
+    NARROW_TILES_MAX = 2,  /* a part with more rows than these hold is cut into wide tiles */
     NARROW_BLOCKS_MAX = 2, /* on a multiprocessor; each reads its first item, there or not */
-    GROUP_MAX = 64,       /* G */
+    GROUP_MAX = 64,        /* G */
 };
 
 static_assert(PARTIAL_TOKENS % KV_TILE == 0, "a tile belongs to one partial");
@@ -38,9 +38,9 @@ struct alignas(16) attention_item {
     int32_t position;    /* of the row of the step */
     int32_t token_first; /* likewise */
     int32_t token_count;
-    int32_t first;   /* the tile's first query row, of the row's token_count * G */
-    int32_t partial; /* or PARTIAL_ALL; of a merge, the first */
-    int32_t slot;    /* where partial 0's result would go; used where partial >= 0 */
+    int32_t first;         /* the tile's first query row, of the row's token_count * G */
+    int32_t partial;       /* or PARTIAL_ALL; of a merge, the first */
+    int32_t slot;          /* where partial 0's result would go; used where partial >= 0 */
     int32_t partial_count; /* of the tile, likewise */
 };
 
@@ -65,7 +65,7 @@ struct attention_work {
     struct attention_item *narrow; /* [narrow_max] */
     struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
-    int32_t *ticket;               /* next wide and narrow item; CTAs that are done */
+    int32_t *ticket;               /* [0] next wide item, [2] CTAs that are done */
     int32_t slot_max;              /* of `partial`, / K */
     int32_t partial_tokens;
     bool fresh; /* the list is made by the kernel just before this one */

@@ -2,262 +2,19 @@
  *
  * Two more warps feed them, ahead of them, so that what happens at an item's end takes no time
  * from the memory: they keep a ring of tiles full, of this item and of those that follow, one the
- * keys, the other the values, and items with their queries. The tiles come span by span, SPAN_TILES of keys and then
- * their values: the running maxima of a span are known at once, and two meetings of the warps do
- * for it. Each warp makes the scores of 16 of a tile's 64 positions and, over all 64, a quarter of
- * the output's columns. When the item is one of several partials its result goes to its slot; the
- * merge, a kernel behind this one, folds them in their order. (That the partial which comes last
- * folds all was slower: its fence waits for all copies that are on their way.)
+ * keys, the other the values, and items with their queries. The tiles come span by span, SPAN_TILES
+ * of keys and then their values: the running maxima of a span are known at once, and two meetings
+ * of the warps do for it. Each warp makes the scores of 16 of a tile's 64 positions and, over all
+ * 64, a quarter of the output's columns. When the item is one of several partials its result goes
+ * to its slot; the merge, a kernel behind this one, folds them in their order. (When the
+ * partial that came last folded all, 8 x 8k took 136 us, now 99: its fence seems to wait for all
+ * copies that are on their way.)
  */
 #ifndef KERNELS_CUDA_ATTENTION_NARROW_CUH
 #define KERNELS_CUDA_ATTENTION_NARROW_CUH
 
-#include "kernels/cuda/attention_pages.cuh"
-#include "kernels/cuda/launch.cuh"
-
-enum {
-    NARROW_WARPS = 4,
-    NARROW_THREADS = NARROW_WARPS * WARP, /* that compute */
-    NARROW_BLOCK = NARROW_THREADS + 2 * WARP,
-    NARROW_JOBS = 3, /* items whose queries are there or on their way */
-    SPAN_TILES = 2,
-    CORE_SHARED_BYTES = 228 * 1024, /* of a multiprocessor, and what a block has besides its own */
-    BLOCK_SHARED_BYTES = 1024,
-};
-
-static_assert(PARTIAL_TOKENS % (SPAN_TILES * KV_TILE) == 0, "a span belongs to one partial");
-
-template <int C> struct narrow_shape {
-    static constexpr int32_t BLOCKS = C <= 128 ? NARROW_BLOCKS_MAX : 1;
-    static constexpr int32_t BYTES = CORE_SHARED_BYTES / BLOCKS - BLOCK_SHARED_BYTES;
-    static constexpr int32_t COLUMNS = (C / 8 + NARROW_WARPS - 1) / NARROW_WARPS; /* of a warp */
-    static constexpr int32_t QUERY_BYTES = C * 2 + 16; /* of a row: free of bank conflicts */
-    static constexpr int32_t OTHER_BYTES = NARROW_JOBS * NARROW_ROWS * QUERY_BYTES +
-                                           COLUMNS * NARROW_THREADS * 16 + SPAN_TILES * 2560 + 1024;
-    static constexpr int32_t STAGES_FIT = (BYTES - OTHER_BYTES) / page_tile<C>::BYTES;
-    static constexpr int32_t STAGES = STAGES_FIT > 8 ? 8 : STAGES_FIT;
-    static_assert(STAGES >= SPAN_TILES, "a span's scores take their tiles at once");
-};
-
-template <int C> struct narrow_shared {
-    alignas(1024) uint8_t stage[narrow_shape<C>::STAGES][page_tile<C>::BYTES];
-    uint4 weight[SPAN_TILES][KV_TILE / 16][WARP]; /* A operands of P */
-    float4 maximum[SPAN_TILES][NARROW_ROWS];      /* of each warp */
-    float factor[SPAN_TILES][NARROW_ROWS];        /* of what is before the tile */
-    float4 sum[NARROW_ROWS];
-    float4 total[narrow_shape<C>::COLUMNS][NARROW_THREADS]; /* of the partials before */
-    alignas(16) uint8_t query[NARROW_JOBS][NARROW_ROWS][narrow_shape<C>::QUERY_BYTES];
-    uint4 zero;
-    struct attention_tile job[NARROW_JOBS]; /* one without rows: there are no more */
-    uint64_t full[narrow_shape<C>::STAGES], empty[narrow_shape<C>::STAGES];
-    uint64_t job_full[NARROW_JOBS], job_empty[NARROW_JOBS];
-};
-
-/* A place in a ring of COUNT, and the parity of the phase that is to end there. */
-template <int COUNT> struct ring_place {
-    int32_t index;
-    uint32_t parity;
-    __device__ static inline ring_place first(void)
-    {
-        return {0, 0};
-    }
-    __device__ inline void step(void)
-    {
-        if (++index == COUNT) {
-            index = 0;
-            parity ^= 1;
-        }
-    }
-};
-
-/* The tiles of a span that an item goes through. */
-struct narrow_span {
-    int32_t first, count;
-};
-
-__device__ static inline struct narrow_span span_at(const struct attention_tile &tile,
-                                                    int32_t first)
-{
-    int32_t end = min((first / SPAN_TILES + 1) * SPAN_TILES, (tile.end - 1) / KV_TILE + 1);
-    return {first, end - first};
-}
-
-/* ---- the warps that feed ---- */
-
-enum page_plane { PLANE_KEY, PLANE_VALUE };
-
-/* Where a feeding warp is: one of its tiles, and the stage that it goes to. */
-template <int C, enum page_plane PLANE> struct narrow_place {
-    struct narrow_span span;
-    int32_t tile; /* of the span */
-    ring_place<narrow_shape<C>::STAGES> stage;
-
-    /* The other plane's stages. */
-    __device__ inline void pass(int32_t count)
-    {
-        for (; count > 0; count--)
-            stage.step();
-    }
-    __device__ inline void start(const struct attention_tile &all)
-    {
-        span = span_at(all, all.begin / KV_TILE);
-        tile = 0;
-        if (PLANE == PLANE_VALUE)
-            pass(span.count);
-    }
-    __device__ inline bool is_there(const struct attention_tile &all) const
-    {
-        return span.first * KV_TILE < all.end;
-    }
-    __device__ inline void step(const struct attention_tile &all)
-    {
-        stage.step();
-        if (++tile < span.count)
-            return;
-        int32_t other = span.count;
-        span = span_at(all, span.first + span.count);
-        tile = 0;
-        if (PLANE == PLANE_VALUE)
-            other = is_there(all) ? span.count : 0;
-        pass(other);
-    }
-};
-
-/* What part of a tile's pages to bring: before the kernel before this one has ended, those that
- * this step does not write to. */
-enum narrow_part { PART_EARLY, PART_LATE, PART_WHOLE };
-
-template <int C, enum page_plane PLANE, enum narrow_part PART>
-__device__ static inline void feed_tile(narrow_shared<C> &shared, const CUtensorMap &map,
-                                        const struct attention_tile &tile,
-                                        struct page_window &window, struct page_shifts shifts,
-                                        const narrow_place<C, PLANE> &place)
-{
-    int32_t number = place.span.first + place.tile;
-    struct page_boxes boxes = boxes_of(tile, number, shifts.box);
-    uint32_t barrier = shared_address(&shared.full[place.stage.index]);
-    uint32_t bytes = (uint32_t)((boxes.end - boxes.first) << shifts.box) * C * 2;
-    if (PART != PART_LATE && threadIdx.x % WARP == 0)
-        barrier_expect(barrier, bytes);
-    __syncwarp();
-    load_boxes<C>(shared_address(shared.stage[place.stage.index]), barrier, map, window, shifts,
-                  tile.kv_head, number, PART == PART_LATE ? boxes.split : boxes.first,
-                  PART == PART_EARLY ? boxes.split : boxes.end);
-}
-
-/* Two bf16 to f16 as pack_query does it: what overflows, and what is no number, saturates. */
-__device__ static inline uint32_t query_pair(uint32_t pair)
-{
-    const __half most = __ushort_as_half(0x7bff);
-    float2 value = unpack_bf16(pair);
-    uint32_t bits = pack_half(value.x, value.y);
-    __half2 packed = *(__half2 *)&bits;
-    packed = __hmin2(__hmax2(packed, __half2half2(__hneg(most))), __half2half2(most));
-    return *(uint32_t *)&packed;
-}
-
-/* The queries of the rows that there are, as f16. */
-template <int C>
-__device__ static inline void bring_query(narrow_shared<C> &shared,
-                                          const struct attention_call &call,
-                                          const struct attention_tile &tile, int32_t job)
-{
-    constexpr int32_t AHEAD = 8; /* pairs on their way */
-    int32_t lane = threadIdx.x % WARP, pair_count = tile.count * (C / 2);
-#pragma unroll 1
-    for (int32_t first = lane; first < pair_count; first += AHEAD * WARP) {
-        uint32_t pair[AHEAD];
-#pragma unroll
-        for (int32_t j = 0; j < AHEAD; j++) {
-            int32_t i = min(first + j * WARP, pair_count - 1), row = tile.first + i / (C / 2);
-            int32_t token = token_of(call, tile.item, row);
-            int64_t column =
-                (int64_t)(tile.kv_head * call.group + row - token * call.group) * C + i % (C / 2) * 2;
-            pair[j] = *(const uint32_t *)(call.query +
-                                          (tile.item.token_first + token) * call.stride + column);
-        }
-#pragma unroll
-        for (int32_t j = 0; j < AHEAD; j++) {
-            int32_t i = first + j * WARP;
-            if (i < pair_count)
-                *(uint32_t *)&shared.query[job][i / (C / 2)][i % (C / 2) * 4] =
-                    query_pair(pair[j]);
-        }
-    }
-}
-
-/* An item and its queries. */
-template <int C>
-__device__ static inline void bring_job(narrow_shared<C> &shared, const struct attention_call &call,
-                                        const struct attention_tile &tile,
-                                        ring_place<NARROW_JOBS> &job)
-{
-    barrier_wait(shared_address(&shared.job_empty[job.index]), job.parity ^ 1);
-    bring_query<C>(shared, call, tile, job.index);
-    if (threadIdx.x % WARP == 0)
-        shared.job[job.index] = tile;
-    __syncwarp();
-    if (threadIdx.x % WARP == 0)
-        barrier_arrive(shared_address(&shared.job_full[job.index]));
-    job.step();
-}
-
-/* One warp brings the keys; the other brings items and the values. */
-template <int C, enum page_plane PLANE>
-__device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtensorMap &map,
-                                          const struct attention_call &call)
-{
-    constexpr bool BRINGS = PLANE == PLANE_VALUE;
-    struct page_shifts shifts = shifts_of(call.layer);
-    int32_t heads = call.args.kv_head_count, index = blockIdx.x;
-    auto job = ring_place<NARROW_JOBS>::first();
-    narrow_place<C, PLANE> place = {{}, 0, ring_place<narrow_shape<C>::STAGES>::first()};
-    if (call.work.fresh)
-        kernel_wait();
-    bulk_see();
-    struct attention_item item = call.work.narrow[index / heads];
-    int32_t count = call.work.plan->narrow_count * heads;
-    struct attention_tile tile = tile_of(call, item, index % heads, NARROW_ROWS);
-    if (index < count) {
-        struct page_window window = window_of(call, tile, shifts.page);
-        place.start(tile);
-        auto early = place;
-#pragma unroll 1
-        for (; early.is_there(tile) && early.stage.parity == 0; early.step(tile))
-            feed_tile<C, PLANE, PART_EARLY>(shared, map, tile, window, shifts, early);
-        kernel_wait();
-        bulk_see();
-        if (BRINGS)
-            bring_job<C>(shared, call, tile, job);
-#pragma unroll 1
-        for (; place.is_there(tile) && place.stage.parity == 0; place.step(tile))
-            feed_tile<C, PLANE, PART_LATE>(shared, map, tile, window, shifts, place);
-#pragma unroll 1
-        for (;;) {
-            index += gridDim.x;
-            item = call.work.narrow[min(index, count - 1) / heads];
-#pragma unroll 1
-            for (; place.is_there(tile); place.step(tile)) {
-                barrier_wait(shared_address(&shared.empty[place.stage.index]),
-                             place.stage.parity ^ 1);
-                feed_tile<C, PLANE, PART_WHOLE>(shared, map, tile, window, shifts, place);
-            }
-            if (index >= count)
-                break;
-            tile = tile_of(call, item, index % heads, NARROW_ROWS);
-            window = window_of(call, tile, shifts.page);
-            place.start(tile);
-            if (BRINGS)
-                bring_job<C>(shared, call, tile, job);
-        }
-    }
-    if (BRINGS) {
-        tile.count = 0; /* there are no more */
-        bring_job<C>(shared, call, tile, job);
-    }
-}
-
-/* ---- the computing warps ---- */
+#include "kernels/cuda/attention_merge.cuh"
+#include "kernels/cuda/attention_ring.cuh"
 
 /* What a thread holds of a tile of rows: rows g and g + 8, columns of its warp. */
 template <int C> struct narrow_state {
@@ -438,10 +195,9 @@ __device__ static inline uint32_t keep_seen(uint32_t pair, uint64_t seen, int32_
 
 /* One tile of values. Runs of positions that are not gone through have no weight. */
 template <int C>
-__device__ static inline void narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared,
-                                            int32_t t, uint32_t values,
-                                            const struct attention_tile &tile, int32_t start,
-                                            int32_t box)
+__device__ static inline void
+narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared, int32_t t, uint32_t values,
+              const struct attention_tile &tile, int32_t start, int32_t box)
 {
     constexpr int32_t COLUMNS = narrow_shape<C>::COLUMNS, RUN = 32;
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -457,7 +213,8 @@ __device__ static inline void narrow_values(narrow_state<C> &state, const narrow
     for (int32_t run = 0; run < KV_TILE; run += RUN) {
         if (start + run + RUN <= tile.begin || start + run >= tile.end)
             continue;
-        uint4 first = shared.weight[t][run / 16][lane], second = shared.weight[t][run / 16 + 1][lane];
+        uint4 first = shared.weight[t][run / 16][lane],
+              second = shared.weight[t][run / 16 + 1][lane];
         const uint32_t p[2][4] = {{first.x, first.y, first.z, first.w},
                                   {second.x, second.y, second.z, second.w}};
         uint32_t b[COLUMNS][4];
@@ -497,7 +254,8 @@ template <int C> __device__ static inline void narrow_clear(narrow_state<C> &sta
 }
 
 /* The whole sum of the partial that has just ended, of row r. */
-template <int C> __device__ static inline float narrow_sum(const narrow_shared<C> &shared, int32_t r)
+template <int C>
+__device__ static inline float narrow_sum(const narrow_shared<C> &shared, int32_t r)
 {
     float4 part = shared.sum[r];
     return __fadd_rn(__fadd_rn(__fadd_rn(part.x, part.y), part.z), part.w);
@@ -542,12 +300,10 @@ __device__ static inline void narrow_close(narrow_state<C> &state, narrow_shared
 
 /* Goes through tile.begin .. tile.end; the last partial is left open. */
 template <int C, bool CAPPED>
-__device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared,
-                                          const struct attention_call &call,
-                                          const struct attention_tile &tile,
-                                          const uint32_t (&query)[C / 16][4],
-                                          const struct row_view (&row)[2],
-                                          ring_place<narrow_shape<C>::STAGES> &place)
+__device__ static inline void
+narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared, const struct attention_call &call,
+            const struct attention_tile &tile, const uint32_t (&query)[C / 16][4],
+            const struct row_view (&row)[2], ring_place<narrow_shape<C>::STAGES> &place)
 {
     int32_t end = (tile.end - 1) / KV_TILE + 1, box = shifts_of(call.layer).box;
     struct narrow_span span = span_at(tile, tile.begin / KV_TILE);
@@ -572,43 +328,6 @@ __device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<
             narrow_close<C>(state, shared);
         span = span_at(tile, next);
     }
-}
-
-/* quotient() of two values of a row, with its bits: the same steps as a division's where neither
- * it nor what lies between can leave the range of floats, with the reciprocal made once. */
-struct row_quotient {
-    float sum, factor, inverse;
-};
-
-__device__ static inline struct row_quotient quotient_of(float sum, float factor)
-{
-    float inverse;
-    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(sum));
-    inverse = __fmaf_rn(inverse, __fmaf_rn(-sum, inverse, 1.0f), inverse);
-    return {sum, factor, inverse};
-}
-
-__device__ static inline bool is_plain(float value)
-{
-    float size = fabsf(value);
-    return size > 0x1p-60f && size < 0x1p60f;
-}
-
-__device__ static inline float divided(float value, const struct row_quotient &by)
-{
-    float whole = __fmul_rn(value, by.inverse);
-    whole = __fmaf_rn(__fmaf_rn(-by.sum, whole, value), by.inverse, whole);
-    whole = __fmaf_rn(__fmaf_rn(-by.sum, whole, value), by.inverse, whole);
-    return __fadd_rn(whole, 0.0f);
-}
-
-__device__ static inline uint32_t quotient_pair(float low, float high,
-                                                const struct row_quotient &by)
-{
-    float a = __fmul_rn(low, by.factor), b = __fmul_rn(high, by.factor);
-    if (is_plain(a) && is_plain(b) && is_plain(by.sum))
-        return pack_bf16(divided(a, by), divided(b, by));
-    return pack_bf16(quotient(low, by.factor, by.sum), quotient(high, by.factor, by.sum));
 }
 
 /* All partials in one item: the output. */
@@ -637,15 +356,6 @@ __device__ static inline void narrow_finish(narrow_state<C> &state, const narrow
                 quotient_pair(state.value[n][2 * i], state.value[n][2 * i + 1], by);
         }
     }
-}
-
-/* Where a partial of a tile goes. */
-template <int C>
-__device__ static inline float *slot_of(const struct attention_call &call,
-                                        const struct attention_tile &tile, int32_t partial)
-{
-    int64_t slot = (int64_t)(tile.item.slot + partial) * call.args.kv_head_count + tile.kv_head;
-    return call.work.partial + slot * (NARROW_ROWS * (C + 2));
 }
 
 /* One partial of several: to its slot, [NARROW_ROWS, C] values, then [NARROW_ROWS] maxima and
@@ -706,7 +416,8 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
         __syncwarp();
         if (lane == 0)
             barrier_arrive(shared_address(&shared.job_empty[job.index]));
-        struct query_row low = row_of(call, tile, lane / 4), high = row_of(call, tile, lane / 4 + 8);
+        struct query_row low = row_of(call, tile, lane / 4),
+                         high = row_of(call, tile, lane / 4 + 8);
         struct row_view row[2] = {{low.low, low.high}, {high.low, high.high}};
         narrow_state<C> state;
         narrow_clear<C>(state);
@@ -715,72 +426,6 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
             state.before[i] = {-CUDART_INF_F, 0.0f};
         narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, place);
         narrow_end<C>(state, shared, call, tile);
-    }
-}
-
-template <int C> __device__ static inline void narrow_open(narrow_shared<C> &shared)
-{
-    if (threadIdx.x == 0) {
-        for (int32_t i = 0; i < narrow_shape<C>::STAGES; i++) {
-            barrier_make(shared_address(&shared.full[i]), 1);
-            barrier_make(shared_address(&shared.empty[i]), NARROW_WARPS);
-        }
-        for (int32_t i = 0; i < NARROW_JOBS; i++) {
-            barrier_make(shared_address(&shared.job_full[i]), 1);
-            barrier_make(shared_address(&shared.job_empty[i]), NARROW_WARPS);
-        }
-        barrier_show();
-        shared.zero = {0, 0, 0, 0};
-    }
-    for (int32_t i = threadIdx.x; i < SPAN_TILES * NARROW_ROWS; i += NARROW_BLOCK)
-        shared.factor[i / NARROW_ROWS][i % NARROW_ROWS] = 1.0f; /* of rows that no item has */
-    for (int32_t i = threadIdx.x; i < NARROW_ROWS; i += NARROW_BLOCK)
-        shared.sum[i] = {1.0f, 0.0f, 0.0f, 0.0f};
-    __syncthreads();
-}
-
-/* ---- the merge ---- */
-
-enum { MERGE_THREADS = 256, MERGE_AHEAD = 16 /* partials on their way */ };
-
-/* Folds the partials of a tile in their order and puts out the rows: two columns a thread. */
-template <int C>
-__device__ static inline void merge_tile(const struct attention_call &call,
-                                         const struct attention_tile &tile)
-{
-    const float *slot = slot_of<C>(call, tile, tile.item.partial);
-    int64_t stride = (int64_t)call.args.kv_head_count * (NARROW_ROWS * (C + 2));
-    int32_t count = tile.item.partial_count;
-    for (int32_t i = threadIdx.x; i < tile.count * (C / 2); i += MERGE_THREADS) {
-        int32_t r = i / (C / 2), column = i % (C / 2) * 2;
-        struct query_row row = row_of(call, tile, r);
-        struct row_total total = {-CUDART_INF_F, 0.0f};
-        float2 value = {0.0f, 0.0f};
-#pragma unroll 1
-        for (int32_t first = 0; first < count; first += MERGE_AHEAD) {
-            float2 partial[MERGE_AHEAD], state[MERGE_AHEAD];
-#pragma unroll
-            for (int32_t p = 0; p < MERGE_AHEAD; p++) {
-                if (first + p >= count)
-                    break;
-                const float *source = slot + (first + p) * stride;
-                partial[p] = __ldcg((const float2 *)(source + r * C + column));
-                state[p] = __ldcg((const float2 *)(source + NARROW_ROWS * C + 2 * r));
-            }
-#pragma unroll
-            for (int32_t p = 0; p < MERGE_AHEAD; p++) {
-                if (first + p >= count)
-                    break;
-                float2 factor = partial_factors(total.maximum, state[p].x);
-                total.sum = partial_fold(total.sum, state[p].y, factor);
-                value.x = partial_fold(value.x, partial[p].x, factor);
-                value.y = partial_fold(value.y, partial[p].y, factor);
-            }
-        }
-        const float *sinks = call.args.sinks;
-        float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
-        *(uint32_t *)(row.out + column) =
-            quotient_pair(value.x, value.y, quotient_of(total.sum, factor));
     }
 }
 

@@ -78,9 +78,8 @@ struct page_window {
     int32_t entry;
 };
 
-__device__ static inline struct page_window window_of(const struct attention_call &call,
-                                                      const struct attention_tile &tile,
-                                                      int32_t page_shift)
+__device__ static inline struct page_window
+window_of(const struct attention_call &call, const struct attention_tile &tile, int32_t page_shift)
 {
     struct page_window window;
     window.table = call.layer.table + tile.item.sequence * call.layer.table_stride;
@@ -112,10 +111,9 @@ __device__ static inline struct page_shifts shifts_of(const struct kv_layer &lay
 
 /* A warp starts the copies of boxes first .. end - 1 of tile `number`. */
 template <int C>
-__device__ static inline void load_boxes(uint32_t stage, uint32_t barrier, const CUtensorMap &map,
-                                         struct page_window &window, struct page_shifts shifts,
-                                         int32_t kv_head, int32_t number, int32_t first,
-                                         int32_t end)
+__device__ static inline void
+load_boxes(uint32_t stage, uint32_t barrier, const CUtensorMap &map, struct page_window &window,
+           struct page_shifts shifts, int32_t kv_head, int32_t number, int32_t first, int32_t end)
 {
 #pragma unroll 1
     for (int32_t box = first; box < end; box++) {

@@ -205,8 +205,8 @@ bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
             (struct attention_item *)cuda_alloc(device, wide * sizeof(struct attention_item));
         list->narrow =
             (struct attention_item *)cuda_alloc(device, narrow * sizeof(struct attention_item));
-        list->merge = (struct attention_item *)cuda_alloc(device, (size_t)tiles *
-                                                                      sizeof(struct attention_item));
+        list->merge = (struct attention_item *)cuda_alloc(
+            device, (size_t)tiles * sizeof(struct attention_item));
         good = good && list->plan != NULL && list->wide != NULL && list->narrow != NULL &&
                list->merge != NULL;
     }

@@ -20,7 +20,8 @@ __device__ static inline uint32_t shared_address(const void *pointer)
 
 __device__ static inline void barrier_make(uint32_t barrier, uint32_t arrivals)
 {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals)
+                 : "memory");
 }
 
 /* After the last barrier_make, before others see them. */

@@ -15,8 +15,8 @@ static struct captured *graph_find(struct device *device, int64_t key, struct ro
 {
     for (int32_t i = 0; i < device->graph_count; i++) {
         struct captured *entry = &device->graph[i];
-        if (entry->key == key && entry->rows.least <= rows.least &&
-            entry->rows.most >= rows.most && entry->rows.context >= rows.context)
+        if (entry->key == key && entry->rows.least <= rows.least && entry->rows.most >= rows.most &&
+            entry->rows.context >= rows.context)
             return entry;
     }
     return NULL;
