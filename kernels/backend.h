@@ -63,7 +63,8 @@ struct step_start {
     struct sampling sampling;
 };
 
-/* Entry `index` of a slot's block table in `group` becomes `block`. */
+/* Entry `index` of a slot's block table in `group` becomes `block`: an entry at most once a step.
+ */
 struct step_change {
     int32_t slot;
     int32_t group;
@@ -156,7 +157,9 @@ struct weight {
         int32_t out;
         void *data;
     } part[WEIGHT_PART_MAX];
-    float *bias; /* [out] on the device, or NULL */
+    float *bias;      /* [out] on the device, or NULL */
+    bool gated;       /* gate and up of a feed-forward: for gated_linear alone */
+    bool interleaved; /* how a backend laid them out */
 };
 
 /* Bytes of KV are the backend's secret; so is their layout. */
@@ -201,6 +204,7 @@ struct device_ops {
     const char *name;        /* "cpu", "cuda" */
     size_t activation_bytes; /* of one element of an activation */
     size_t residual_bytes;   /* of one element of the residual stream */
+    int32_t logit_rows;      /* samples whose logits are best made at once */
 
     /* Life. `open` gives 0, or a negative errno and one line in `error`. */
     int (*open)(struct device **device, const struct device_options *options, char *error,
@@ -208,7 +212,13 @@ struct device_ops {
     void (*close)(struct device *device);
     /* Free bytes now; what `alloc`, `weight_pack` and `kv_open` may still take. */
     size_t (*memory_free)(struct device *device);
+    /* All bytes of a device of its own memory, whoever has them; NULL where the memory is the
+     * host's, shared with everything else. */
+    size_t (*memory_total)(struct device *device);
     const char *(*describe)(struct device *device); /* for the start-up log */
+    /* Bytes a second that the device reads from its memory, measured now, before weights and KV
+     * have taken it; 0: there is not the memory to measure with, or the device is broken. */
+    double (*read_rate)(struct device *device);
 
     /* Memory. `alloc` is zeroed; NULL when there is none. Freed by `close`. */
     void *(*alloc)(struct device *device, size_t bytes);
@@ -220,10 +230,12 @@ struct device_ops {
     void (*get)(struct device *device, float *target, struct activation source, int32_t rows,
                 int32_t width);
 
-    /* Weights. `bias` is f32 [out] on the host, or NULL. 0, -ENOMEM or -ENOTSUP. */
+    /* Weights. `bias` is f32 [out] on the host, or NULL. A `gated` one is [gate | up], the same
+     * number of outputs each. 0, -ENOMEM or -ENOTSUP. */
     size_t (*weight_bytes)(struct device *device, enum format format, int32_t out, int32_t in);
     int (*weight_pack)(struct device *device, struct weight *weight,
-                       const struct weight_source *source, int32_t part_count, const float *bias);
+                       const struct weight_source *source, int32_t part_count, const float *bias,
+                       bool gated);
 
     /* KV. */
     size_t (*kv_block_bytes)(struct device *device, const struct kv_shape *shape);
@@ -258,6 +270,11 @@ struct device_ops {
     /* out = x . weight^T + bias. [T, in] to [T, out] */
     void (*linear)(struct device *device, struct activation out, struct activation x,
                    const struct weight *weight, int32_t T);
+    /* out = act(gate) * up of x . weight^T + bias, a gated weight of 2F outputs. [T, in] to [T, F];
+     * `gate_up` [T, 2F] may be written on the way. */
+    void (*gated_linear)(struct device *device, struct activation out, struct activation gate_up,
+                         struct activation x, const struct weight *weight, enum act_kind act,
+                         int32_t T);
     /* out = act(gate) * up of [gate | up]. [T, 2F] to [T, F] */
     void (*act_mul)(struct device *device, struct activation out, struct activation gate_up,
                     enum act_kind act, int32_t T, int32_t F);

@@ -58,6 +58,13 @@ static size_t cuda_memory_free(struct device *device)
     return free_bytes;
 }
 
+static size_t cuda_memory_total(struct device *device)
+{
+    size_t free_bytes = 0, total_bytes = 0;
+    (void)cuda_check(device, cudaMemGetInfo(&free_bytes, &total_bytes), __func__);
+    return total_bytes;
+}
+
 /* Copies and waits. */
 static void copy(struct device *device, void *target, const void *source, size_t bytes,
                  enum cudaMemcpyKind kind)
@@ -99,8 +106,8 @@ static void cuda_put(struct device *device, struct activation target, const floa
         convert_kernel<<<rows, 256, 0, device->stream>>>((float *)target.data, target.stride,
                                                          staged, width, width);
     else
-        convert_kernel<<<rows, 256, 0, device->stream>>>((bf16 *)target.data, target.stride,
-                                                         staged, width, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>((bf16 *)target.data, target.stride, staged,
+                                                         width, width);
     launch_check(device, __func__);
     (void)cuda_check(device, cudaStreamSynchronize(device->stream), __func__);
     (void)cudaFree(staged);
@@ -114,11 +121,11 @@ static void cuda_get(struct device *device, float *target, struct activation sou
     if (bytes == 0 || !cuda_check(device, cudaMalloc((void **)&staged, bytes), __func__))
         return;
     if (source.residual)
-        convert_kernel<<<rows, 256, 0, device->stream>>>(
-            staged, width, (const float *)source.data, source.stride, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>(staged, width, (const float *)source.data,
+                                                         source.stride, width);
     else
-        convert_kernel<<<rows, 256, 0, device->stream>>>(
-            staged, width, (const bf16 *)source.data, source.stride, width);
+        convert_kernel<<<rows, 256, 0, device->stream>>>(staged, width, (const bf16 *)source.data,
+                                                         source.stride, width);
     launch_check(device, __func__);
     cuda_download(device, target, staged, bytes);
     (void)cudaFree(staged);
@@ -131,6 +138,9 @@ static size_t cuda_weight_bytes(struct device *device, enum format format, int32
     (void)device;
     return (size_t)out * format_row_bytes(format, in);
 }
+
+/* Behind the last row: rows are read in sixteens of bytes (matmul_packed.cu). */
+enum { WEIGHT_SLACK = 16 };
 
 /* Parts of one format lie behind each other and become one: a single product makes them all. */
 static bool joined(const struct weight_source *source, int32_t part_count)
@@ -151,40 +161,90 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
         part->out += source[i].out;
         bytes += cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
     }
-    part->data = cuda_alloc(device, bytes);
-    for (int32_t i = 0; part->data != NULL && i < count; i++) {
+    part->data = cuda_alloc(device, bytes + WEIGHT_SLACK);
+    bool good = part->data != NULL;
+    for (int32_t i = 0; good && i < count; i++) {
         size_t own = cuda_weight_bytes(device, source[i].format, source[i].out, source[i].in);
-        cuda_upload(device, (uint8_t *)part->data + done, source[i].data, own);
+        struct weight_bytes whole = {{(const uint8_t *)source[i].data, NULL}, own, 0};
+        good = cuda_load(device, (uint8_t *)part->data + done, &whole);
         done += own;
     }
-    return part->data != NULL;
+    return good;
+}
+
+/* Eight outputs of gate, the eight of up that go with them, and so on: a thread of the product has
+ * both (matmul.cu). True when the parts can be laid out so. */
+static bool interleaves(const struct device *device, const struct weight_source *source,
+                        int32_t part_count)
+{
+    bool even = part_count == 1
+                    ? source[0].out % 16 == 0
+                    : part_count == 2 && source[0].out == source[1].out && source[0].out % 8 == 0;
+    return even && device->hopper && source[0].format == FORMAT_BF16 &&
+           joined(source, part_count) && source[0].in % CHUNK == 0;
+}
+
+static bool pack_gated(struct device *device, struct weight *weight,
+                       const struct weight_source *source, int32_t part_count)
+{
+    size_t row_bytes = format_row_bytes(source[0].format, source[0].in), eight = 8 * row_bytes;
+    size_t half = (size_t)weight->out / 2;
+    uint8_t *target = (uint8_t *)cuda_alloc(device, 2 * half * row_bytes + WEIGHT_SLACK);
+    const uint8_t *gate = (const uint8_t *)source[0].data;
+    const uint8_t *up = part_count == 2 ? (const uint8_t *)source[1].data : gate + half * row_bytes;
+    struct weight_bytes striped = {{gate, up}, 2 * half * row_bytes, eight};
+    if (target == NULL || !cuda_load(device, target, &striped))
+        return false;
+    weight->part_count = 1;
+    weight->part[0].format = source[0].format;
+    weight->part[0].out = weight->out;
+    weight->part[0].data = target;
+    weight->interleaved = true;
+    return true;
+}
+
+static bool pack_bias(struct device *device, struct weight *weight, const float *bias)
+{
+    size_t count = (size_t)weight->out, bytes = count * sizeof(float);
+    float *ordered = (float *)malloc(bytes);
+    weight->bias = (float *)cuda_alloc(device, bytes);
+    bool good = weight->bias != NULL && ordered != NULL;
+    for (size_t i = 0; good && i < count; i++) {
+        size_t half = count / 2, of = i % half;
+        size_t place = weight->interleaved ? of / 8 * 16 + i / half * 8 + of % 8 : i;
+        ordered[place] = bias[i];
+    }
+    if (good)
+        cuda_upload(device, weight->bias, ordered, bytes);
+    free(ordered);
+    return good;
 }
 
 static int cuda_weight_pack(struct device *device, struct weight *weight,
                             const struct weight_source *source, int32_t part_count,
-                            const float *bias)
+                            const float *bias, bool gated)
 {
+    bool good = true;
     assert(part_count > 0);
     assert(part_count <= WEIGHT_PART_MAX);
     *weight = {};
     weight->in = source[0].in;
+    weight->gated = gated;
     for (int32_t i = 0; i < part_count; i++) {
         assert(source[i].in == weight->in);
         weight->out += source[i].out;
     }
-    weight->part_count = joined(source, part_count) ? 1 : part_count;
-    for (int32_t i = 0; i < weight->part_count; i++)
-        if (!pack_part(device, &weight->part[i], source + i,
-                       weight->part_count == 1 ? part_count : 1))
-            return -ENOMEM;
-    if (bias == NULL)
-        return 0;
-    size_t bias_bytes = (size_t)weight->out * sizeof(float);
-    weight->bias = (float *)cuda_alloc(device, bias_bytes);
-    if (weight->bias == NULL)
-        return -ENOMEM;
-    cuda_upload(device, weight->bias, bias, bias_bytes);
-    return 0;
+    if (gated && interleaves(device, source, part_count)) {
+        good = pack_gated(device, weight, source, part_count);
+    } else {
+        weight->part_count = joined(source, part_count) ? 1 : part_count;
+        for (int32_t i = 0; good && i < weight->part_count; i++)
+            good = pack_part(device, &weight->part[i], source + i,
+                             weight->part_count == 1 ? part_count : 1);
+    }
+    if (good && bias != NULL)
+        good = pack_bias(device, weight, bias);
+    return good ? 0 : -ENOMEM;
 }
 
 /* ---- life ---- */
@@ -199,6 +259,7 @@ static void cuda_close(struct device *device)
         return;
     if (device->stream != NULL)
         (void)cudaStreamSynchronize(device->stream);
+    cuda_load_end(device);
     cuda_graph_close(device);
     cuda_step_close(device);
     cuda_kv_close(device);
@@ -306,10 +367,13 @@ static const struct device_ops ops = {
     .name = "cuda",
     .activation_bytes = sizeof(bf16),
     .residual_bytes = sizeof(float),
+    .logit_rows = 256,
     .open = cuda_open,
     .close = cuda_close,
     .memory_free = cuda_memory_free,
+    .memory_total = cuda_memory_total,
     .describe = cuda_describe,
+    .read_rate = cuda_read_rate,
     .alloc = cuda_alloc,
     .upload = cuda_upload,
     .download = cuda_download,
@@ -330,6 +394,7 @@ static const struct device_ops ops = {
     .norm = cuda_norm,
     .add_norm = cuda_add_norm,
     .linear = cuda_linear,
+    .gated_linear = cuda_gated_linear,
     .act_mul = cuda_act_mul,
     .rope_store = cuda_rope_store,
     .attention = cuda_attention,

@@ -102,18 +102,18 @@ struct pass {
     const struct weights *weights;
     int32_t sample_count;
     int32_t rows;
-    bool picked;                    /* rows are samples */
-    struct activation x;            /* [D] the residual stream */
-    struct activation normed;       /* [D] */
-    struct activation branch;       /* [D] */
-    struct activation qkv;          /* [(H + 2K) C] */
-    struct activation heads;        /* [H C] */
-    struct activation gate_up;      /* [2F] */
-    struct activation act;          /* [F] */
-    struct activation picked_x;     /* [sample_max, D] */
-    struct activation picked_heads; /* [sample_max, H C] */
+    bool picked;                     /* rows are samples */
+    struct activation x;             /* [D] the residual stream */
+    struct activation normed;        /* [D] */
+    struct activation branch;        /* [D] */
+    struct activation qkv;           /* [(H + 2K) C] */
+    struct activation heads;         /* [H C] */
+    struct activation gate_up;       /* [2F] */
+    struct activation act;           /* [F] */
+    struct activation picked_x;      /* [sample_max, D] */
+    struct activation picked_heads;  /* [sample_max, H C] */
     struct activation picked_normed; /* [sample_max, D] */
-    float *logits;                  /* [logit_rows, V] */
+    float *logits;                   /* [logit_rows, V] */
     int32_t logit_rows;
 };
 

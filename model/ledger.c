@@ -64,6 +64,20 @@ static int refuse_pool(const struct ledger_wish *wish, int64_t context, int64_t 
     return -ENOMEM;
 }
 
+/* Others have what the share was to take. */
+static int refuse_share(const struct ledger_wish *wish, int64_t limit, char *error,
+                        size_t error_bytes)
+{
+    char total[SIZE_TEXT], share[SIZE_TEXT], left[SIZE_TEXT];
+
+    snprintf(error, error_bytes,
+             "not enough memory: %g of the device's %s is %s, but only %s are free; ask for a "
+             "smaller share of the memory, or end what else uses the device",
+             wish->memory_share, ledger_size(wish->total_bytes, total), ledger_size(limit, share),
+             ledger_size(wish->free_bytes, left));
+    return -ENOMEM;
+}
+
 /* The largest context, in whole blocks, of which one sequence fits; at most the model's. */
 static int64_t fitting_context(const struct ledger_wish *wish, int64_t limit)
 {
@@ -110,12 +124,19 @@ static int64_t under_limit(const struct ledger_wish *wish, int64_t context, int6
     return blocks < most ? blocks : most;
 }
 
+/* Bytes that may be taken. Exact sizes may take all that is free. */
+static int64_t memory_limit(const struct ledger_wish *wish, bool given)
+{
+    int64_t whole = wish->total_bytes > 0 ? wish->total_bytes : wish->free_bytes;
+
+    return given ? wish->free_bytes : (int64_t)((double)whole * wish->memory_share);
+}
+
 int ledger_make(struct ledger *ledger, const struct ledger_wish *wish, char *error,
                 size_t error_bytes)
 {
     bool given = wish->block_count > 0 || wish->kv_bytes > 0;
-    int64_t limit =
-        given ? wish->free_bytes : (int64_t)((double)wish->free_bytes * wish->memory_share);
+    int64_t limit = memory_limit(wish, given);
     int64_t context = choose_context(wish, limit), blocks = given_blocks(wish), most;
 
     assert(wish->block_tokens > 0 && wish->block_bytes > 0 && wish->slot_max > 0);
@@ -126,6 +147,8 @@ int ledger_make(struct ledger *ledger, const struct ledger_wish *wish, char *err
                  wish->context_max, wish->context_model);
         return -ENOTSUP;
     }
+    if (limit > wish->free_bytes)
+        return refuse_share(wish, limit, error, error_bytes);
     if (!given) {
         most = wish->slot_max * blocks_for(wish, context); /* more could never be in use */
         blocks = pool_room(wish, limit, context) / wish->block_bytes;

@@ -14,10 +14,11 @@ struct ledger_wish {
     int32_t block_tokens;
     int32_t block_count; /* 0: from kv_bytes or memory_share */
     int64_t kv_bytes;    /* 0: from memory_share */
-    double memory_share; /* of free_bytes */
+    double memory_share; /* of total_bytes; of free_bytes where that is 0 */
     int64_t kv_most;     /* with memory_share: at most this, but one sequence's; 0: no limit */
 
     int64_t free_bytes;
+    int64_t total_bytes; /* of a device of its own memory, others' use included; else 0 */
     int64_t weight_bytes;
     int64_t workspace_bytes; /* that does not depend on the context */
     int64_t position_bytes;  /* of workspace, for each position of the context */

@@ -127,6 +127,8 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->parameter_count = summary.parameter_count;
     info->file_bytes = summary.file_bytes;
     info->weight_bytes = ledger->weight_bytes;
+    info->step_bytes = rank_step_bytes(model->rank);
+    info->read_rate = rank_read_rate(model->rank);
     info->kv_bytes = ledger->kv_bytes;
     info->workspace_bytes = ledger->workspace_bytes;
     info->layer_count = model->shape.layer_count;
@@ -137,6 +139,8 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->block_tokens = options->block_tokens;
     snprintf(info->note, sizeof(info->note), "%s", summary.note);
     source_defaults(source, &info->defaults);
+    if (options->generation != NULL)
+        info->defaults = options->generation->defaults;
 }
 
 static void add_end(struct model_info *info, int32_t token)
@@ -149,7 +153,8 @@ static void add_end(struct model_info *info, int32_t token)
 }
 
 /* What the settings say, and what the vocabulary says: files that disagree mean both. */
-static void find_ends(struct model *model, const struct source *source)
+static void find_ends(struct model *model, const struct model_generation *generation,
+                      const struct source *source)
 {
     struct model_info *info = &model->info;
     int32_t stated[MODEL_END_MAX], count = source_ends(source, stated, MODEL_END_MAX);
@@ -157,6 +162,9 @@ static void find_ends(struct model *model, const struct source *source)
     for (int32_t i = 0; i < count; i++)
         if (stated[i] < info->vocab_count)
             add_end(info, stated[i]);
+    for (int32_t i = 0; generation != NULL && i < generation->end_count; i++)
+        if (generation->end_token[i] < info->vocab_count)
+            add_end(info, generation->end_token[i]);
     for (int32_t i = 0; model->tokenizer != NULL && i < tokenizer_count(model->tokenizer); i++)
         if (tokenizer_ends(model->tokenizer, i))
             add_end(info, i);
@@ -213,6 +221,7 @@ static int load(struct model *model, const struct model_options *options, struct
         .shape = &model->shape,
         .source = source,
         .measure = measure,
+        .read_rate = options->read_rate,
         .wish = {.context_max = options->context_max,
                  .slot_max = options->slot_max,
                  .block_tokens = options->block_tokens,
@@ -280,7 +289,7 @@ int model_open(struct model **target, const struct model_options *options, char 
         status = load(model, options, source, false);
     if (status == 0) {
         fill_info(model, options, source);
-        find_ends(model, source);
+        find_ends(model, options->generation, source);
         status = allocate_batches(model, options, source);
     }
     if (status != 0) {
@@ -330,7 +339,7 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
     }
     if (status == 0) {
         fill_info(model, options, source);
-        find_ends(model, source);
+        find_ends(model, options->generation, source);
         fill_inspection(inspection, model);
     }
     model_close(model);
@@ -357,6 +366,18 @@ const struct model_info *model_info(const struct model *model)
 const struct tokenizer *model_tokenizer(const struct model *model)
 {
     return model->tokenizer;
+}
+
+int64_t model_kv_bytes(const struct model *model, int32_t context)
+{
+    const struct shape *shape = &model->shape;
+    int64_t token_bytes = rank_block_bytes(model->rank) / model->info.block_tokens, bytes = 0;
+
+    for (int32_t i = 0; i < shape->layer_count; i++) {
+        int32_t window = shape->layer[i].window;
+        bytes += window > 0 && window < context ? window : context;
+    }
+    return bytes * token_bytes / shape->layer_count;
 }
 
 /* ---- steps ---- */

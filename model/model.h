@@ -25,6 +25,7 @@ struct model_options {
     enum kv_dtype kv_dtype;
     bool dummy_weights;   /* of a folder: random ones in config.json's shape; none are read */
     bool skip_tokenizer;  /* the model has none, whatever its files hold */
+    bool read_rate;       /* measure what the device's memory gives, before it is filled */
     int32_t thread_count; /* CPU backend; 0: one a core */
     int32_t context_max;  /* tokens; 0: the model's own, or what fits */
     int32_t slot_max;
@@ -32,9 +33,11 @@ struct model_options {
     int32_t sample_max;
     int32_t block_tokens;
     int32_t block_count; /* 0: computed from the memory below */
-    double memory_share; /* of the device's memory (CPU: of the free memory) in use at most */
+    double memory_share; /* of the device's memory (CPU: of the free memory) that may be taken */
     int64_t kv_bytes;    /* 0: computed from memory_share; else exactly this */
     int64_t kv_most;     /* with memory_share: no more than this; 0: no limit */
+    /* In place of the model's own defaults, and its ends are added; NULL: none. */
+    const struct model_generation *generation;
     /* Called from the opening thread while it loads: share 0 to 1, and what is done. */
     void (*progress)(void *context, double share, const char *what);
     void *progress_context;
@@ -43,11 +46,20 @@ struct model_options {
 /* What a model's makers would sample with, as far as they say. */
 struct model_defaults {
     bool has_temperature, has_top_p, has_top_k, has_min_p, has_repetition_penalty;
+    bool has_max_new_tokens;
     float temperature;
     float top_p;
     float min_p;
     float repetition_penalty;
     int32_t top_k;
+    int32_t max_new_tokens;
+};
+
+/* A generation_config.json. */
+struct model_generation {
+    struct model_defaults defaults;
+    int32_t end_count;
+    int32_t end_token[MODEL_END_MAX];
 };
 
 struct model_info {
@@ -58,6 +70,8 @@ struct model_info {
     int64_t parameter_count;
     int64_t file_bytes;
     int64_t weight_bytes; /* as packed on the device */
+    int64_t step_bytes;   /* of them, what every step reads: all but an embedding that is no head */
+    double read_rate;     /* bytes a second, of the device's memory; 0: not measured */
     int64_t kv_bytes;     /* of all blocks */
     int64_t workspace_bytes;
     int32_t layer_count;
@@ -78,6 +92,14 @@ struct batch {
     struct step_result result;
 };
 
+/* Reads a folder's generation_config.json: 0, -EINVAL, -ENOMEM or open's errno, and one line. */
+int model_read_generation(struct model_generation *generation, const char *folder, char *error,
+                          size_t error_bytes);
+/* Reads defaults from an object of them alone: a member that is none is refused. 0, -EINVAL or
+ * -ENOMEM, and one line. */
+int model_read_defaults(struct model_defaults *defaults, const char *json, char *error,
+                        size_t error_bytes);
+
 /* 0, or a negative errno and one line in `error`: -ENOENT, -EINVAL (broken or hostile file),
  * -ENOTSUP (a format, architecture or option that is not supported), -ENOMEM, -ENODEV. */
 int model_open(struct model **model, const struct model_options *options, char *error,
@@ -88,6 +110,10 @@ const struct model_info *model_info(const struct model *model);
 /* NULL for a model without a vocabulary. Good until model_close; its functions are
  * thread-safe. */
 const struct tokenizer *model_tokenizer(const struct model *model);
+
+/* Bytes of keys and values, as the device keeps them, that the next token of a sequence of
+ * `context` tokens reads: fewer where layers have windows. */
+int64_t model_kv_bytes(const struct model *model, int32_t context);
 
 /* An empty batch to fill, of two that take turns; every array has room for the options' limits.
  * Must not be called with two batches started. */

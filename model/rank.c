@@ -11,9 +11,9 @@
 #include <string.h>
 
 enum {
-    LOGIT_ROWS = 64,   /* samples whose logits are there at once */
     STRIDE_ALIGN = 32, /* elements */
     BUFFER_MAX = 16,
+    MIXED_GRAPH_MAX = 256, /* tokens of a step that has prompts in it */
 };
 
 struct rank {
@@ -25,6 +25,8 @@ struct rank {
     struct ledger ledger;
     int64_t block_bytes;
     int64_t weight_total; /* while loading */
+    int64_t step_bytes;   /* of the weights, what a step reads */
+    double read_rate;
     char description[128];
     bool graph_fault; /* sticks, as a device's own faults do */
     char fault[256];  /* why; written once, before the wait that says -EIO returns */
@@ -85,18 +87,22 @@ static size_t buffer_bytes(const struct rank *rank, const struct buffer *buffer)
            (buffer->residual ? rank->ops->residual_bytes : rank->ops->activation_bytes);
 }
 
-static size_t logit_bytes(const struct rank *rank)
+static int32_t logit_rows(const struct rank *rank)
 {
     int32_t most = rank->options.device.sample_max;
 
-    return (size_t)(most < LOGIT_ROWS ? most : LOGIT_ROWS) *
-           (size_t)rank->options.shape->vocab_count * sizeof(float);
+    return most < rank->ops->logit_rows ? most : rank->ops->logit_rows;
+}
+
+static size_t logit_bytes(const struct rank *rank)
+{
+    return (size_t)logit_rows(rank) * (size_t)rank->options.shape->vocab_count * sizeof(float);
 }
 
 static int take_buffers(struct rank *rank)
 {
     struct buffer buffer[BUFFER_MAX];
-    int32_t count = list_buffers(rank, buffer), most = rank->options.device.sample_max;
+    int32_t count = list_buffers(rank, buffer);
 
     for (int32_t i = 0; i < count; i++) {
         buffer[i].target->data = rank->ops->alloc(rank->device, buffer_bytes(rank, &buffer[i]));
@@ -106,7 +112,7 @@ static int take_buffers(struct rank *rank)
         if (buffer[i].target->data == NULL)
             return -ENOMEM;
     }
-    rank->pass.logit_rows = most < LOGIT_ROWS ? most : LOGIT_ROWS;
+    rank->pass.logit_rows = logit_rows(rank);
     rank->pass.logits = rank->ops->alloc(rank->device, logit_bytes(rank));
     return rank->pass.logits == NULL ? -ENOMEM : 0;
 }
@@ -190,6 +196,8 @@ static bool make_ledger(struct rank *rank, const struct loader *loader, const st
         wish->position_bytes += (int64_t)rope_table_bytes(&shape->rope[i], 1);
     wish->block_bytes = (int64_t)rank->ops->kv_block_bytes(rank->device, kv);
     wish->free_bytes = (int64_t)rank->ops->memory_free(rank->device);
+    if (rank->ops->memory_total != NULL)
+        wish->total_bytes = (int64_t)rank->ops->memory_total(rank->device);
     rank->block_bytes = wish->block_bytes;
     status = ledger_make(&rank->ledger, wish, detail, sizeof(detail));
     if (status != 0)
@@ -232,6 +240,18 @@ static bool open_kv(struct rank *rank, struct kv_shape *kv)
     return status == 0;
 }
 
+/* All weights, but for an embedding that is not the head too: few of its rows are. */
+static int64_t count_step_bytes(const struct rank *rank)
+{
+    const struct weight *embed = &rank->weights.embed;
+    int64_t bytes = rank->ledger.weight_bytes;
+
+    for (int32_t i = 0; rank->weights.head != embed && i < embed->part_count; i++)
+        bytes -= (int64_t)rank->ops->weight_bytes(rank->device, embed->part[i].format,
+                                                  embed->part[i].out, embed->in);
+    return bytes;
+}
+
 static void load(struct rank *rank)
 {
     static const int32_t one_group[LAYER_MAX];
@@ -263,10 +283,13 @@ static void load(struct rank *rank)
         rank->options.measure)
         return;
     source_prefetch(loader.source);
+    if (rank->options.read_rate)
+        rank->read_rate = rank->ops->read_rate(rank->device);
     good = load_weights(rank, &loader);
     loader_end(&loader);
     if (!good || !open_kv(rank, &kv))
         return;
+    rank->step_bytes = count_step_bytes(rank);
     rank->pass.ops = rank->ops;
     rank->pass.device = rank->device;
     rank->pass.shape = shape;
@@ -294,40 +317,57 @@ static void forward(struct rank *rank, int32_t token_count, int32_t sample_count
     rank->options.arch->forward(&pass);
 }
 
-/* A step of one token a row whose launches are worth recording; 0: none, else the padded size. */
-static int32_t graph_size(const struct rank *rank, const struct step *step)
+/* The padded sizes that a graph is recorded for; none where T is 0. */
+struct graph_size {
+    int32_t T, S;
+};
+
+/* Small steps are recorded: in large ones the launches take less time than the work. Where all
+ * rows are one token there is one graph a T; in a mixed step samples are padded to few sizes. */
+static struct graph_size graph_size(const struct rank *rank, const struct step *step)
 {
     const struct device_options *limit = &rank->options.device;
-    int32_t size = padded(step->token_count);
+    bool mixed = step->row_count != step->token_count;
+    struct graph_size size = {padded(step->token_count), 0};
 
-    if (rank->ops->graph_begin == NULL || step->row_count != step->token_count ||
-        step->sample_count > size || size > limit->token_max || size > limit->sample_max)
-        return 0;
+    if (rank->ops->graph_begin == NULL || (mixed && size.T > MIXED_GRAPH_MAX))
+        return (struct graph_size){0};
+    size.S = size.T;
+    if (mixed) {
+        size.S = 8;
+        while (size.S < step->sample_count)
+            size.S *= 2;
+        size.S = size.S < size.T ? size.S : size.T;
+    }
+    if (step->sample_count > size.S || size.T > limit->token_max || size.S > limit->sample_max)
+        return (struct graph_size){0};
     return size;
 }
 
-static void forward_graph(struct rank *rank, int32_t size)
+static void forward_graph(struct rank *rank, struct graph_size size)
 {
-    if (rank->ops->graph_launch(rank->device, size))
+    int64_t key = (int64_t)size.T << 32 | size.S;
+
+    if (rank->ops->graph_launch(rank->device, key))
         return;
-    if (!rank->ops->graph_begin(rank->device, size)) {
+    if (!rank->ops->graph_begin(rank->device, key)) {
         rank->graph_fault = true;
         return;
     }
-    forward(rank, size, size);
-    if (!rank->ops->graph_end(rank->device, size) || !rank->ops->graph_launch(rank->device, size))
+    forward(rank, size.T, size.S);
+    if (!rank->ops->graph_end(rank->device, key) || !rank->ops->graph_launch(rank->device, key))
         rank->graph_fault = true;
 }
 
 static void issue(struct rank *rank, struct batch *batch)
 {
     const struct step *step = &batch->step;
-    int32_t size = graph_size(rank, step);
+    struct graph_size size = graph_size(rank, step);
 
     assert(step->token_count <= rank->options.device.token_max);
     assert(step->sample_count <= rank->options.device.sample_max);
     rank->ops->step_begin(rank->device, step);
-    if (step->token_count > 0 && size > 0)
+    if (step->token_count > 0 && size.T > 0)
         forward_graph(rank, size);
     else if (step->token_count > 0)
         forward(rank, step->token_count, step->sample_count);
@@ -446,6 +486,16 @@ const struct ledger *rank_ledger(const struct rank *rank)
 int64_t rank_block_bytes(const struct rank *rank)
 {
     return rank->block_bytes;
+}
+
+int64_t rank_step_bytes(const struct rank *rank)
+{
+    return rank->step_bytes;
+}
+
+double rank_read_rate(const struct rank *rank)
+{
+    return rank->read_rate;
 }
 
 void rank_describe(const struct rank *rank, char *text, size_t max)

@@ -22,6 +22,7 @@ struct rank_options {
     struct source *source;     /* borrowed until loaded; refusals go there */
     struct ledger_wish wish;   /* all but free, weight, workspace, position and block bytes */
     bool measure;              /* open, add up, and stop there: nothing is loaded */
+    bool read_rate;            /* measure it, see rank_read_rate */
 };
 
 /* Starts the thread. NULL: no memory or no thread. */
@@ -30,8 +31,10 @@ struct rank *rank_create(const struct rank_options *options);
  * refusal that is in the source. */
 int rank_load(struct rank *rank, void (*progress)(void *context, double share, const char *what),
               void *context);
-const struct ledger *rank_ledger(const struct rank *rank);           /* once loaded */
-int64_t rank_block_bytes(const struct rank *rank);                   /* once loaded */
+const struct ledger *rank_ledger(const struct rank *rank); /* once loaded */
+int64_t rank_block_bytes(const struct rank *rank);         /* once loaded */
+int64_t rank_step_bytes(const struct rank *rank); /* of weights that a step reads; once loaded */
+double rank_read_rate(const struct rank *rank);   /* of the device; 0: not measured */
 void rank_describe(const struct rank *rank, char *text, size_t max); /* once loaded */
 
 /* At most STEP_DEPTH batches between start and wait; they are waited for in order. */

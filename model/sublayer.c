@@ -32,9 +32,9 @@ void sublayer_load_mlp(struct layer_weights *layer, int32_t index, const struct 
 
     if (!source_has_tensor(loader->source, ROLE_FFN_GATE, index) &&
         source_tensor(loader->source, ROLE_FFN_UP, index, &up) && up.out == 2 * (int64_t)width)
-        loader_linear(loader, &layer->gate_up, index, &fused, 1, shape->width);
+        loader_gated_linear(loader, &layer->gate_up, index, &fused, 1, shape->width);
     else
-        loader_linear(loader, &layer->gate_up, index, two, 2, shape->width);
+        loader_gated_linear(loader, &layer->gate_up, index, two, 2, shape->width);
     loader_linear(loader, &layer->down, index, &down, 1, shape->ffn_width);
 }
 
@@ -145,9 +145,8 @@ void sublayer_mlp(struct pass *pass, int32_t index)
     const struct shape *shape = pass->shape;
     const struct layer_weights *layer = &pass->weights->layer[index];
 
-    pass->ops->linear(pass->device, pass->gate_up, pass->normed, &layer->gate_up, pass->rows);
-    pass->ops->act_mul(pass->device, pass->act, pass->gate_up, shape->act, pass->rows,
-                       shape->ffn_width);
+    pass->ops->gated_linear(pass->device, pass->act, pass->gate_up, pass->normed, &layer->gate_up,
+                            shape->act, pass->rows);
     pass->ops->linear(pass->device, pass->branch, pass->act, &layer->down, pass->rows);
 }
 

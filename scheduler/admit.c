@@ -2,9 +2,10 @@
  *
  * In order, and only if all that is known of a sequence fits: a half-filled pool of prompts that
  * wait for each other cannot come about. Reserved blocks are taken chunk by chunk; until then
- * they are free ones, whose old contents can still be matched. One that does not fit stops those behind it, or large
- * ones would wait for ever. One whose next block is being computed by a sequence before it is
- * held back until that block is published, so that one prefix is computed once.
+ * they are free ones, whose old contents can still be matched. One that does not fit stops those
+ * behind it, or large ones would wait for ever. One whose next block is being computed by a
+ * sequence before it is held back until that block is published, so that one prefix is computed
+ * once.
  */
 #include "scheduler/state.h"
 

@@ -63,11 +63,11 @@ struct seq {
     int32_t slot; /* SEQ_NONE without one */
     struct kv_table table;
     int32_t reserved_count; /* blocks that the rest of its prefill will take */
-    int32_t prefill_count; /* tokens known when it got the slot: before them it prefills */
-    int32_t planned_count; /* tokens whose K and V are written by the plans made so far */
-    int32_t written_count; /* by those committed */
-    int32_t draw_count;    /* draws planned and not committed */
-    int64_t named_step;    /* the last plan that names it */
+    int32_t prefill_count;  /* tokens known when it got the slot: before them it prefills */
+    int32_t planned_count;  /* tokens whose K and V are written by the plans made so far */
+    int32_t written_count;  /* by those committed */
+    int32_t draw_count;     /* draws planned and not committed */
+    int64_t named_step;     /* the last plan that names it */
 
     int32_t score_next;    /* first prompt token without a committed score */
     int32_t score_planned; /* first one without a planned one */

@@ -40,8 +40,8 @@ struct scheduler {
     int32_t *slot_free;  /* [slot_free_count] stack */
     int32_t slot_free_count;
     int32_t reserved_count; /* blocks that the running sequences have reserved */
-    int32_t *producer;     /* [slot_max] */
-    int32_t *holder_count; /* [block_count] of scheduler_check */
+    int32_t *producer;      /* [slot_max] */
+    int32_t *holder_count;  /* [block_count] of scheduler_check */
     struct plan_buffer buffer[PLAN_DEPTH];
     struct making making;
     int64_t step_planned; /* the newest plan; steps are counted from 1 */

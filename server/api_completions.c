@@ -156,6 +156,7 @@ void api_completions(struct exchange *exchange)
         .vocab_count = info->vocab_count,
         .context_max = info->context_max,
         .token_bytes_max = longest_token(model_tokenizer(model)),
+        .defaults = engine_defaults(exchange_engine(exchange)),
     };
     struct completion completion;
     struct stream_error error;

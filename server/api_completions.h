@@ -10,6 +10,7 @@
 #include "server/json_write.h"
 #include "server/stream.h"
 
+struct defaults;  /* server/defaults.h */
 struct job;       /* server/engine.h */
 struct output;    /* server/api.h */
 struct tokenizer; /* model/text/tokenizer.h */
@@ -35,7 +36,8 @@ struct completion_limits {
     const struct config *config;
     int32_t vocab_count;
     int32_t context_max;
-    int32_t token_bytes_max; /* no token stands for more bytes of text */
+    int32_t token_bytes_max;         /* no token stands for more bytes of text */
+    const struct defaults *defaults; /* for what it leaves out; NULL: the table's */
 };
 
 /* Reads and checks the whole body. False: *error says what is wrong. */

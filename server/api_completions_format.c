@@ -411,6 +411,7 @@ static enum output_state write_stream(void *context, struct stream *stream, stru
         error = stream_error(stream);
         if (error.status == 499)
             return OUTPUT_GONE;
+        metrics_error(error.code);
         json_raw(text, "data: ");
         api_error_write(text, &error);
         json_raw(text, "\n\n");

@@ -2,6 +2,7 @@
 #include "server/api_completions.h"
 
 #include "server/api.h"
+#include "server/defaults.h"
 #include "server/engine.h"
 #include "server/fields.h"
 
@@ -160,6 +161,7 @@ static bool check_stream_options(struct completion *completion, struct stream_er
         return fields_wrong_type(error, "stream_options", "an object", options);
     if (!completion->stream)
         return fields_refuse(error, "stream_options", "'stream_options' needs stream=true.");
+    fields_preset(stream_field, STREAM_FIELDS, completion);
     return fields_read(stream_field, STREAM_FIELDS, options, "stream_options.", completion, error);
 }
 
@@ -185,9 +187,12 @@ static bool check_format(const struct json_value *format, struct stream_error *e
     return false;
 }
 
-static bool check_counts(struct completion *completion, const struct config *config,
+static bool check_counts(struct completion *completion, const struct completion_limits *limits,
                          struct stream_error *error)
 {
+    const struct config *config = limits->config;
+    int32_t most = limits->defaults != NULL ? limits->defaults->output_limit : 0;
+
     if (completion->n > config->max_n)
         return fields_refuse(error, "n", "'n' must be between 1 and %d, got %d.", config->max_n,
                              completion->n);
@@ -205,6 +210,8 @@ static bool check_counts(struct completion *completion, const struct config *con
         completion->max_tokens = completion->max_completion_tokens;
         completion->max_tokens_given = true;
     }
+    if (most > 0 && completion->max_tokens > most)
+        completion->max_tokens = most;
     if (completion->max_tokens == 0 && !completion->echo)
         return fields_refuse(error, "max_tokens",
                              "'max_tokens' must be at least 1, got 0 (0 needs echo=true).");
@@ -455,6 +462,9 @@ bool completion_parse(struct completion *completion, const char *body, size_t by
     struct json_value object;
 
     memset(completion, 0, sizeof *completion);
+    fields_preset(completion_field, COMPLETION_FIELDS, completion);
+    if (limits->defaults != NULL)
+        defaults_apply(limits->defaults, &completion->sampling);
     if (!fields_parse(body, bytes, &object, error) ||
         !fields_read(completion_field, COMPLETION_FIELDS, &object, "", completion, error))
         return false;
@@ -462,7 +472,7 @@ bool completion_parse(struct completion *completion, const char *body, size_t by
         return fields_refuse(error, "cache_salt", "'cache_salt' must not be an empty string.");
     completion->sampling.top_count = completion->logprobs_given ? completion->logprobs : -1;
     return api_model_check(config, &completion->model, error) &&
-           check_counts(completion, config, error) && check_stream_options(completion, error) &&
+           check_counts(completion, limits, error) && check_stream_options(completion, error) &&
            check_format(&completion->response_format, error) &&
            check_prompt(completion, config, error) && check_answers(completion, config, error) &&
            check_stop(completion, config, error) &&

@@ -11,32 +11,24 @@
 
 enum { NAME_MAX_BYTES = 1024 };
 
-/* Without --served-model-name: the file's name, and its path as it was given. */
-static const char *default_name(const struct config *config, int32_t index)
-{
-    const char *slash = strrchr(config->model, '/');
-
-    if (index == 0)
-        return slash != NULL ? slash + 1 : config->model;
-    return index == 1 && slash != NULL ? config->model : NULL;
-}
-
 const char *api_model_name(const struct config *config, int32_t index)
 {
-    if (config->served_model_name.count == 0)
-        return default_name(config, index);
     return index < config->served_model_name.count ? config->served_model_name.item[index] : NULL;
 }
 
-/* The served name that equals `name`, or NULL. */
+/* The served name that equals `name`, or NULL. The model's path, as it was given, is one too where
+ * nobody gave names: vLLM's clients ask for that. It is not listed. */
 static const char *find_name(const struct config *config, const char *name, size_t bytes)
 {
+    bool named = config->origin[CONFIG_served_model_name].source != CONFIG_BY_DEFAULT;
     const char *served;
 
     for (int32_t i = 0; (served = api_model_name(config, i)) != NULL; i++) {
         if (strlen(served) == bytes && memcmp(served, name, bytes) == 0)
             return served;
     }
+    if (!named && strlen(config->model) == bytes && memcmp(config->model, name, bytes) == 0)
+        return config->model;
     return NULL;
 }
 

@@ -72,6 +72,7 @@ static bool parse(struct exchange *exchange, const struct field *field, int32_t 
     size_t bytes;
     const char *body = exchange_body(exchange, &bytes);
 
+    fields_preset(field, field_count, target);
     return fields_parse(body, bytes, &object, error) &&
            fields_read(field, field_count, &object, "", target, error) &&
            api_model_check(exchange_config(exchange), (struct json_value *)target, error);

@@ -15,7 +15,7 @@
 struct flight {
     const struct plan *plan;
     struct batch *batch;
-    int64_t host_us;
+    int64_t host_us, read_bytes;
 };
 
 struct bench {
@@ -28,6 +28,8 @@ struct bench {
     struct flight flight[PLAN_DEPTH];
     int32_t flight_count, flight_max;
     uint64_t random, hash;
+    void (*token)(void *context, int64_t request, int64_t now_us); /* or NULL */
+    void *token_context;
 };
 
 int64_t bench_now_us(void)
@@ -55,6 +57,7 @@ int bench_open(struct bench **created, const struct config *config,
         return -ENOMEM;
     }
     command_model_options(config, &options);
+    options.read_rate = true;
     options.slot_max = larger(options.slot_max, limits->sequence_max);
     options.token_max = options.sample_max = larger(options.token_max, options.slot_max);
     if (options.context_max == 0)
@@ -80,7 +83,8 @@ int bench_open(struct bench **created, const struct config *config,
     bench->job.sampling =
         (struct sampling){.temperature = 0, .top_p = 1, .repetition_penalty = 1, .top_count = -1};
     bench->flight_max = settings.plan_depth;
-    bench->random = 0x9e3779b97f4a7c15u;
+    bench->random = 0x9e3779b97f4a7c15u ^ (uint64_t)config->seed * 0xbf58476d1ce4e5b9u;
+    bench->random = bench->random != 0 ? bench->random : 1;
     return 0;
 }
 
@@ -110,7 +114,14 @@ static uint64_t next_random(struct bench *bench)
     return bench->random * 0x2545f4914f6cdd1du;
 }
 
-void bench_add(struct bench *bench, int32_t prompt_count, int32_t output_count)
+void bench_on_token(struct bench *bench,
+                    void (*token)(void *context, int64_t request, int64_t now_us), void *context)
+{
+    bench->token = token;
+    bench->token_context = context;
+}
+
+void bench_add(struct bench *bench, int32_t prompt_count, int32_t output_count, int64_t request)
 {
     uint64_t vocab_count = (uint64_t)model_info(bench->model)->vocab_count;
     struct seq_spec spec = {
@@ -125,7 +136,17 @@ void bench_add(struct bench *bench, int32_t prompt_count, int32_t output_count)
         bench->prompt[i] = (int32_t)(next_random(bench) % vocab_count);
     int32_t result = scheduler_add(bench->scheduler, &spec, &seq);
     assert(result == 0); /* bench_open made room */
-    bench->seq[seq] = (struct engine_seq){.job = &bench->job};
+    bench->seq[seq] = (struct engine_seq){.job = &bench->job, .serial = request};
+}
+
+/* Every weight once, and what lies in the cache of each row up to its last token. */
+static int64_t read_bytes(const struct bench *bench, const struct plan *plan)
+{
+    int64_t bytes = model_info(bench->model)->step_bytes;
+
+    for (int32_t i = 0; i < plan->row_count; i++)
+        bytes += model_kv_bytes(bench->model, plan->row[i].position + plan->row[i].token_count);
+    return bytes;
 }
 
 static bool start_step(struct bench *bench)
@@ -140,7 +161,8 @@ static bool start_step(struct bench *bench)
     engine_fill(batch, plan, bench->seq);
     int64_t host_us = bench_now_us() - start_us;
     model_start(bench->model, batch);
-    bench->flight[bench->flight_count++] = (struct flight){plan, batch, host_us};
+    bench->flight[bench->flight_count++] =
+        (struct flight){plan, batch, host_us, read_bytes(bench, plan)};
     return true;
 }
 
@@ -152,12 +174,18 @@ static int finish_step(struct bench *bench, struct bench_step *step)
 
     if (model_wait(bench->model, flight.batch) < 0)
         return -EIO;
-    *step = (struct bench_step){
-        .end_us = bench_now_us(), .token_count = plan->token_count, .row_count = plan->row_count};
+    *step = (struct bench_step){.end_us = bench_now_us(),
+                                .token_count = plan->token_count,
+                                .row_count = plan->row_count,
+                                .read_bytes = flight.read_bytes};
     for (int32_t i = 0; i < plan->sample_count; i++) {
         const int32_t *token = &flight.batch->result.token[i];
         bench->result[i] = (struct sample_result){.token = token, .token_count = 1};
-        step->draw_count += scheduler_wants(bench->scheduler, &plan->sample[i], 1);
+        int32_t wanted = scheduler_wants(bench->scheduler, &plan->sample[i], 1);
+        step->draw_count += wanted;
+        if (wanted > 0 && bench->token != NULL)
+            bench->token(bench->token_context, bench->seq[plan->sample[i].seq].serial,
+                         step->end_us);
         bench->hash = (bench->hash ^ (uint64_t)*token) * 0x100000001b3u;
     }
     scheduler_commit(bench->scheduler, plan, bench->result);

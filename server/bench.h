@@ -21,6 +21,7 @@ struct bench_step {
     int32_t token_count;
     int32_t row_count;
     int32_t draw_count;
+    int64_t read_bytes; /* that it cannot do without: weights once, its sequences' KV once */
 };
 
 /* The largest that a run may be; decides slots, context and KV blocks. */
@@ -38,8 +39,11 @@ void bench_close(struct bench *bench); /* NULL is fine */
 const struct model_info *bench_info(const struct bench *bench);
 
 /* A sequence with a prompt of random tokens, never the same one; it puts out output_count tokens
- * whatever they are. */
-void bench_add(struct bench *bench, int32_t prompt_count, int32_t output_count);
+ * whatever they are. `request` is the caller's own name for it. */
+void bench_add(struct bench *bench, int32_t prompt_count, int32_t output_count, int64_t request);
+/* From now on bench_turn calls `token` for every token that a request gets; NULL: no more. */
+void bench_on_token(struct bench *bench,
+                    void (*token)(void *context, int64_t request, int64_t now_us), void *context);
 
 /* Runs until a step is committed: 1 and *step; 0: nothing runs; -EIO: the device is lost. */
 int bench_turn(struct bench *bench, struct bench_step *step);

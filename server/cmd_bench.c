@@ -1,14 +1,20 @@
 /* `quire bench MODEL`: the engine without HTTP; one JSON object a figure on standard output.
  *
- *   prompt   a prompt alone, until its first token
+ *   prompt   a prompt alone (or some together), until the last one's first token
  *   decode   steps in which every sequence of a batch gets one token, and nothing else happens
- *   requests many sequences at once, until the last token of the last one
+ *   requests many sequences, at once or as they come, until the last token of the last one
+ *
+ * A floor is what the bytes that must be read take at the rate that the device was measured at when
+ * it was opened. A prompt has none: arithmetic bounds it, and no peak of that is measured.
  *
  * Prompts are random tokens and never repeat, so that no figure rests on the prefix cache.
  */
 #include "server/bench.h"
+#include "server/bench_figure.h"
+#include "server/bench_load.h"
 #include "server/command.h"
 #include "server/config.h"
+#include "server/json_write.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -18,18 +24,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { DECODE_PROMPT = 16, BATCH_MAX = 4096 };
-
-struct figure {
-    const char *name;
-    int32_t batch, prompt_tokens, output_tokens;
-    int32_t repeat;
-    int64_t *sample_us; /* [sample_count] of one prompt, one step, one run */
-    int32_t sample_count, sample_max;
-    double *rate; /* [repeat] tokens a second of each run */
-    int64_t host_us;
-    uint64_t hash;
-};
+enum { BATCH_MAX = 4096 };
 
 struct measuring {
     const struct config *config;
@@ -39,97 +34,66 @@ struct measuring {
     struct bench_limits limits;
 };
 
-/* ---- figures ---- */
-
-static int compare_int(const void *left, const void *right)
+static int figure_init(struct bench_figure *figure, int64_t sample_max)
 {
-    int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
+    bool good = bench_samples_init(&figure->taken_us, sample_max);
 
-    return a < b ? -1 : a > b;
+    return bench_samples_init(&figure->rate_millis, figure->repeat) && good ? 0 : -ENOMEM;
 }
 
-static int compare_real(const void *left, const void *right)
+static void figure_release(struct bench_figure *figure)
 {
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return a < b ? -1 : a > b;
+    bench_samples_release(&figure->taken_us);
+    bench_samples_release(&figure->rate_millis);
 }
 
-/* Names and devices come from files: nothing in them may break the line. */
-static void print_text(const char *key, const char *value)
+/* A finished line to standard output; takes the text. -ENOMEM, or -EPIPE: it is not there. */
+static int print_line(struct json *text)
 {
-    printf("\"%s\": \"", key);
-    for (; *value != '\0'; value++)
-        if ((unsigned char)*value >= 32 && *value != '"' && *value != '\\')
-            putchar(*value);
-    printf("\", ");
+    bool good = !text->lost && fwrite(text->text, 1, text->bytes, stdout) == text->bytes &&
+                fflush(stdout) == 0;
+    int result = text->lost ? -ENOMEM : good ? 0 : -EPIPE;
+
+    json_release(text);
+    return result;
 }
 
-static void print_figure(const struct measuring *measuring, struct figure *figure)
+static int print_figure(const struct measuring *measuring, struct bench_figure *figure)
 {
-    const struct model_info *info = bench_info(measuring->bench);
-    const struct config *config = measuring->config;
-    bool cpu = config->device == CONFIG_DEVICE_CPU;
+    struct json text = {0};
 
-    assert(figure->sample_count > 0);
-    qsort(figure->sample_us, (size_t)figure->sample_count, sizeof(int64_t), compare_int);
-    qsort(figure->rate, (size_t)figure->repeat, sizeof(double), compare_real);
-    int64_t median_us = figure->sample_us[figure->sample_count / 2];
-    printf("{");
-    print_text("name", figure->name);
-    print_text("backend", cpu ? "cpu" : "cuda");
-    print_text("device", info->device);
-    print_text("model", info->name);
-    print_text("dtype", info->format);
-    if (cpu)
-        printf("\"threads\": %ld, ",
-               config->threads > 0 ? (long)config->threads : sysconf(_SC_NPROCESSORS_ONLN));
-    printf("\"shape\": {\"batch\": %d, \"prompt_tokens\": %d, \"output_tokens\": %d}, ",
-           figure->batch, figure->prompt_tokens, figure->output_tokens);
-    printf("\"repeat\": %d, \"median_us\": %" PRId64 ", \"p90_us\": %" PRId64 ", ", figure->repeat,
-           median_us, figure->sample_us[figure->sample_count * 9 / 10]);
-    printf("\"tokens_per_s\": %.1f, ", figure->rate[figure->repeat / 2]);
-    /* A step reads every weight once; what it reads of the KV comes on top. */
-    if (strcmp(figure->name, "decode") == 0)
-        printf("\"bytes_per_s\": %.4g, ", (double)info->weight_bytes * 1e6 / (double)median_us);
-    printf("\"host_us\": %" PRId64 ", ", figure->host_us);
-    print_text("commit", command_commit());
-    printf("\"hash\": \"%016" PRIx64 "\"}\n", figure->hash);
-    fflush(stdout);
+    bench_write(&text, measuring->config, bench_info(measuring->bench), figure);
+    return print_line(&text);
 }
 
-static void add_sample(struct figure *figure, int64_t sample_us)
+static int print_load(const struct measuring *measuring)
 {
-    if (figure->sample_count < figure->sample_max)
-        figure->sample_us[figure->sample_count++] = sample_us;
+    struct json text = {0};
+    int result = bench_load(measuring->bench, measuring->config, &text);
+
+    if (result == 0)
+        return print_line(&text);
+    json_release(&text);
+    return result;
 }
 
-static int figure_init(struct figure *figure, int32_t sample_max)
+/* Tokens a thousand seconds, as bench_figure.h keeps rates. */
+static int64_t rate_millis(int64_t token_count, int64_t taken_us)
 {
-    figure->sample_max = sample_max;
-    figure->sample_us = calloc((size_t)sample_max, sizeof(int64_t));
-    figure->rate = calloc((size_t)figure->repeat, sizeof(double));
-    return figure->sample_us == NULL || figure->rate == NULL ? -ENOMEM : 0;
-}
-
-static void figure_release(struct figure *figure)
-{
-    free(figure->sample_us);
-    free(figure->rate);
+    return taken_us > 0 ? (int64_t)((double)token_count * 1e9 / (double)taken_us) : 0;
 }
 
 /* ---- runs ---- */
 
-/* Runs everything that was added; the tokens computed and the mean of the host's time a step. */
-static int run_all(struct bench *bench, int64_t *token_count, int64_t *host_us)
+/* Runs everything that was added; the mean of the host's time a step. */
+static int run_all(struct bench *bench, int64_t *host_us)
 {
     struct bench_step step;
     int64_t step_count = 0;
     int result;
 
-    *token_count = *host_us = 0;
+    *host_us = 0;
     while ((result = bench_turn(bench, &step)) > 0) {
-        *token_count += step.token_count;
         *host_us += step.host_us;
         step_count++;
     }
@@ -141,104 +105,84 @@ static int run_all(struct bench *bench, int64_t *token_count, int64_t *host_us)
 static int measure_prompt(const struct measuring *measuring)
 {
     const struct config *config = measuring->config;
-    struct figure figure = {.name = "prompt",
-                            .batch = 1,
-                            .prompt_tokens = config->prompt_tokens,
-                            .output_tokens = 1,
-                            .repeat = config->repeat};
+    struct bench_figure figure = {.name = "prompt",
+                                  .batch = config->prompt_batch,
+                                  .prompt_tokens = config->prompt_tokens,
+                                  .output_tokens = 1,
+                                  .repeat = config->repeat};
+    int64_t token_count = (int64_t)config->prompt_batch * config->prompt_tokens;
     int result = figure_init(&figure, config->repeat);
 
     for (int32_t i = -1; result == 0 && i < config->repeat; i++) { /* the first only warms up */
-        int64_t token_count, start_us = bench_now_us();
-        bench_add(measuring->bench, config->prompt_tokens, 1);
-        result = run_all(measuring->bench, &token_count, &figure.host_us);
+        int64_t start_us = bench_now_us();
+        for (int32_t k = 0; k < config->prompt_batch; k++)
+            bench_add(measuring->bench, config->prompt_tokens, 1, 0);
+        result = run_all(measuring->bench, &figure.host_us);
         int64_t taken_us = bench_now_us() - start_us;
         if (i < 0)
             continue;
-        add_sample(&figure, taken_us);
-        figure.rate[i] = (double)config->prompt_tokens * 1e6 / (double)taken_us;
+        bench_samples_add(&figure.taken_us, taken_us);
+        bench_samples_add(&figure.rate_millis, rate_millis(token_count, taken_us));
     }
     figure.hash = bench_hash(measuring->bench);
     if (result == 0)
-        print_figure(measuring, &figure);
+        result = print_figure(measuring, &figure);
     figure_release(&figure);
     return result;
 }
 
 /* One batch from its prompts to its end; only steps that give every sequence one token and
- * follow such a step are counted. */
-static int run_batch(const struct measuring *measuring, struct figure *figure, int32_t run)
+ * follow such a step are counted. A run below 0 only warms up. */
+static int run_batch(const struct measuring *measuring, struct bench_figure *figure, int32_t run)
 {
     struct bench_step step;
     int64_t before_us = 0, taken_us = 0, step_count = 0;
     int result;
 
     for (int32_t i = 0; i < figure->batch; i++)
-        bench_add(measuring->bench, figure->prompt_tokens, figure->output_tokens);
+        bench_add(measuring->bench, figure->prompt_tokens, figure->output_tokens, 0);
     while ((result = bench_turn(measuring->bench, &step)) > 0) {
         bool steady = step.token_count == figure->batch && step.draw_count == figure->batch;
         if (steady && before_us > 0 && run >= 0) {
-            add_sample(figure, step.end_us - before_us);
+            bench_samples_add(&figure->taken_us, step.end_us - before_us);
             taken_us += step.end_us - before_us;
             figure->host_us += step.host_us;
+            figure->reads.bytes += step.read_bytes;
             step_count++;
         }
         before_us = steady ? step.end_us : 0;
     }
-    if (run >= 0 && step_count > 0)
-        figure->rate[run] = (double)(step_count * figure->batch) * 1e6 / (double)taken_us;
+    figure->reads.taken_us += taken_us;
+    figure->reads.step_count += step_count;
+    if (step_count > 0)
+        bench_samples_add(&figure->rate_millis, rate_millis(step_count * figure->batch, taken_us));
     return result;
 }
 
 static int measure_decode(const struct measuring *measuring, int32_t batch)
 {
     const struct config *config = measuring->config;
-    struct figure figure = {.name = "decode",
-                            .batch = batch,
-                            .prompt_tokens = DECODE_PROMPT,
-                            .output_tokens = config->output_tokens,
-                            .repeat = config->repeat};
-    int result = figure_init(&figure, config->repeat * config->output_tokens);
+    struct bench_figure figure = {.name = "decode",
+                                  .batch = batch,
+                                  .prompt_tokens = config->decode_prompt_tokens,
+                                  .output_tokens = config->output_tokens,
+                                  .repeat = config->repeat,
+                                  .reads_each = true};
+    int result = figure_init(&figure, (int64_t)config->repeat * config->output_tokens);
 
     if (result == 0)
         result = run_batch(measuring, &figure, -1);
     for (int32_t i = 0; result == 0 && i < config->repeat; i++)
         result = run_batch(measuring, &figure, i);
     figure.hash = bench_hash(measuring->bench);
-    if (result == 0 && figure.sample_count == 0) {
+    if (result == 0 && figure.taken_us.count == 0) {
         fprintf(stderr,
                 "quire bench: batch %d never ran as a whole; more --output-tokens or KV "
                 "blocks are needed\n",
                 batch);
     } else if (result == 0) {
-        figure.host_us /= figure.sample_count;
-        print_figure(measuring, &figure);
-    }
-    figure_release(&figure);
-    return result;
-}
-
-static int measure_requests(const struct measuring *measuring)
-{
-    const struct config *config = measuring->config;
-    struct figure figure = {.name = "requests",
-                            .batch = config->requests,
-                            .prompt_tokens = config->prompt_tokens,
-                            .output_tokens = config->output_tokens,
-                            .repeat = 1};
-    int64_t token_count, start_us = bench_now_us();
-    int result = figure_init(&figure, 1);
-
-    for (int32_t i = 0; result == 0 && i < config->requests; i++)
-        bench_add(measuring->bench, config->prompt_tokens, config->output_tokens);
-    if (result == 0)
-        result = run_all(measuring->bench, &token_count, &figure.host_us);
-    int64_t taken_us = bench_now_us() - start_us;
-    if (result == 0) {
-        add_sample(&figure, taken_us);
-        figure.rate[0] = (double)config->requests * config->output_tokens * 1e6 / (double)taken_us;
-        figure.hash = bench_hash(measuring->bench);
-        print_figure(measuring, &figure);
+        figure.host_us /= figure.taken_us.count;
+        result = print_figure(measuring, &figure);
     }
     figure_release(&figure);
     return result;
@@ -257,6 +201,7 @@ static void shrink(struct config *config)
     config->prompt_tokens = 32;
     config->output_tokens = 8;
     config->requests = 4;
+    config->request_rate = config->request_rate > 0 ? 1000 : 0;
     config->repeat = 1;
     config->batch.count = config->batch.count < 2 ? config->batch.count : 2;
 }
@@ -287,7 +232,14 @@ static int measure(struct measuring *measuring)
     for (int32_t i = 0; result == 0 && i < measuring->batch_count; i++)
         result = measure_decode(measuring, measuring->batch[i]);
     if (result == 0 && measuring->config->requests > 0)
-        result = measure_requests(measuring);
+        result = print_load(measuring);
+    if (result == 0 && bench_info(measuring->bench)->read_rate == 0)
+        fprintf(stderr, "quire bench: no floors: there was not the memory to measure the device's "
+                        "read rate with\n");
+    if (result == -EPIPE) {
+        fprintf(stderr, "quire bench: could not write to standard output\n");
+        return EXIT_CODE_RUNTIME;
+    }
     if (result == -EIO)
         fprintf(stderr, "quire bench: a device is lost\n");
     else if (result < 0)
@@ -312,10 +264,13 @@ int cmd_bench(int argc, char **argv)
     if (read_batches(&measuring) == 0) {
         int32_t running =
             config.requests < config.max_num_seqs ? config.requests : config.max_num_seqs;
+        running = larger(running, config.prompt_batch);
         measuring.limits.sequence_max = larger(measuring.limits.sequence_max, running);
         measuring.limits.waiting_max = larger(config.requests, measuring.limits.sequence_max) + 1;
         measuring.limits.length_max =
-            larger(config.prompt_tokens, DECODE_PROMPT) + config.output_tokens + 1;
+            larger(config.prompt_tokens, config.decode_prompt_tokens) + config.output_tokens + 1;
+        if (config.no_gpu[0] != '\0')
+            fprintf(stderr, "quire bench: on the CPU: %s\n", config.no_gpu);
         int result = bench_open(&measuring.bench, &config, &measuring.limits, error, sizeof error);
         if (result < 0)
             fprintf(stderr, "quire bench: %s\n", error);

@@ -7,6 +7,7 @@
 #include "model/model.h"
 #include "server/command.h"
 #include "server/config.h"
+#include "server/defaults.h"
 #include "server/engine.h"
 #include "server/http.h"
 #include "server/log.h"
@@ -115,12 +116,19 @@ static int load_model(struct serving *serving)
 {
     const struct config *config = &serving->config;
     struct model_options options;
+    struct model_generation generation;
     char error[1024];
+    int result = 0;
 
     command_model_options(config, &options);
     options.progress = tell_progress;
     options.progress_context = serving;
-    int result = model_open(&serving->model, &options, error, sizeof error);
+    if (defaults_folder(config) != NULL) {
+        result = model_read_generation(&generation, defaults_folder(config), error, sizeof error);
+        options.generation = &generation;
+    }
+    if (result == 0)
+        result = model_open(&serving->model, &options, error, sizeof error);
     if (result < 0) {
         if (serving->terminal)
             fprintf(stderr, "\r%80s\r", "");
@@ -137,20 +145,29 @@ static void log_ready(const struct serving *serving)
     const struct model_info *info = model_info(serving->model);
     int64_t token_count = (int64_t)info->block_count * info->block_tokens;
     const char *host = config->host;
+    char defaults[256];
 
     log_info("model", "loaded name=\"%s\" architecture=%s format=%s parameters=%lld device=\"%s\"",
              info->name, info->architecture, info->format, (long long)info->parameter_count,
              info->device);
     if (info->note[0] != '\0')
         log_warn("model", "%s", info->note);
-    log_info("model", "memory weights_mib=%lld kv_mib=%lld workspace_mib=%lld",
-             (long long)(info->weight_bytes >> 20), (long long)(info->kv_bytes >> 20),
-             (long long)(info->workspace_bytes >> 20));
+    if (config->max_model_len == 0 && info->context_max < info->context_model)
+        log_warn("model",
+                 "the memory holds sequences of %d tokens, fewer than the model's %d; see "
+                 "kv-cache-memory-bytes and gpu-memory-utilization",
+                 info->context_max, info->context_model);
+    log_info("model", "memory weights_mib=%.1f kv_mib=%.1f workspace_mib=%.1f",
+             (double)info->weight_bytes / (1 << 20), (double)info->kv_bytes / (1 << 20),
+             (double)info->workspace_bytes / (1 << 20));
     log_info("engine",
              "limits kv_blocks=%d block_tokens=%d kv_tokens=%lld context=%d slots=%d "
              "step_tokens=%d",
              info->block_count, info->block_tokens, (long long)token_count, info->context_max,
              config->max_num_seqs, config->max_num_batched_tokens);
+    defaults_describe(engine_defaults(serving->engine), defaults, sizeof defaults);
+    log_info("engine", "sampling defaults %s generation_config=%s", defaults,
+             config->generation_config);
     log_info("main", "ready url=http://%s%s%s:%d model=\"%s\" seconds=%.2f",
              strchr(host, ':') != NULL ? "[" : "", host, strchr(host, ':') != NULL ? "]" : "",
              http_port(serving->http), config->served_model_name.item[0],
@@ -255,6 +272,8 @@ int cmd_serve(int argc, char **argv)
     log_configure((enum log_level)serving.config.log_level,
                   (enum log_form)serving.config.log_format);
     log_info("main", "%s", command_version());
+    if (serving.config.no_gpu[0] != '\0')
+        log_info("main", "serving on the CPU: %s", serving.config.no_gpu);
     take_signals(&serving);
     code = start(&serving);
     if (code == EXIT_CODE_OK) {

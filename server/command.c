@@ -47,20 +47,27 @@ int command_exit_code(int model_error)
 }
 
 /* Whether the model will be computed on a GPU: asked for, or there is one and nothing was asked
- * for. Opens and closes the device to know. */
-static bool on_gpu(const struct config *config)
+ * for. Opens and closes the device to know; keeps why there is none. A GPU that cannot be opened
+ * for another reason is one: the model's opening tells it. */
+static bool on_gpu(struct config *config)
 {
     const struct device_ops *cuda = backend_cuda();
     struct device_options options = {
         .slot_max = 1, .token_max = 1, .sample_max = 1, .vocab_count = 1, .context_max = 1};
     struct device *device = NULL;
-    char error[256];
 
     if (config->device != CONFIG_DEVICE_AUTO)
         return config->device == CONFIG_DEVICE_CUDA;
-    if (cuda == NULL || cuda->open(&device, &options, error, sizeof error) != 0)
+    if (cuda == NULL) {
+        snprintf(config->no_gpu, sizeof config->no_gpu, "this build has no CUDA backend");
         return false;
-    cuda->close(device);
+    }
+    int result = cuda->open(&device, &options, config->no_gpu, sizeof config->no_gpu);
+    if (result == -ENODEV)
+        return false;
+    config->no_gpu[0] = '\0';
+    if (result == 0)
+        cuda->close(device);
     return true;
 }
 
@@ -82,8 +89,9 @@ void command_model_options(const struct config *config, struct model_options *op
         .kv_dtype = (enum kv_dtype)config->kv_cache_dtype,
         .dummy_weights = config->load_format == CONFIG_LOAD_DUMMY,
         .skip_tokenizer = config->skip_tokenizer_init,
-        /* Nobody asked for all of a laptop's memory. */
-        .kv_most = config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEVICE
+        /* Nobody asked for all of a laptop's memory; a GPU's has no other use. */
+        .kv_most = config->device == CONFIG_DEVICE_CPU &&
+                           config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEVICE
                        ? (int64_t)4 << 30
                        : 0,
     };

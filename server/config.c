@@ -7,6 +7,8 @@
  */
 #include "server/config_table.h"
 
+#include "model/model.h"
+
 #include <assert.h>
 #include <ctype.h>
 #include <errno.h>
@@ -171,6 +173,25 @@ static int read_environment(struct config_reader *reader)
 
 /* ---- all together ---- */
 
+/* Sampling defaults: an override that cannot be read is known before the model is. */
+static int check_defaults(struct config_reader *reader)
+{
+    const struct config *config = reader->config;
+    struct model_defaults given;
+    char reason[256];
+
+    if (config->generation_config[0] == '\0') {
+        snprintf(reader->error, reader->error_bytes,
+                 "generation-config: must be auto, vllm or the path of a folder");
+        return -EINVAL;
+    }
+    if (config->override_generation_config[0] == '\0' ||
+        model_read_defaults(&given, config->override_generation_config, reason, sizeof reason) == 0)
+        return 0;
+    snprintf(reader->error, reader->error_bytes, "override-generation-config: %s", reason);
+    return -EINVAL;
+}
+
 /* Relations between options. */
 static int check_relations(struct config_reader *reader)
 {
@@ -188,7 +209,7 @@ static int check_relations(struct config_reader *reader)
                  config->max_num_seqs, config->max_num_batched_tokens);
         return -EINVAL;
     }
-    return 0;
+    return check_defaults(reader);
 }
 
 /* Without a name of its own the model is called as its file, without folder and ".gguf". */

@@ -34,8 +34,9 @@
            "names that requests may use; the first is reported; default: the file's name")         \
     OPTION(MODEL, LENGTH, max_model_len, "auto", 1, 1 << 24, "",                                   \
            "longest sequence, prompt and output; auto: the model's own, or what fits")             \
-    OPTION(MODEL, BIG, seed, "0", 0, INT64_MAX, "",                                                \
-           "start of the seeds of requests that bring none")                                       \
+    OPTION(                                                                                        \
+        MODEL, BIG, seed, "0", 0, INT64_MAX, "",                                                   \
+        "start of the seeds of requests that bring none; of quire bench's prompts and arrivals")   \
     OPTION(MODEL, CHOICE, load_format, "auto", 0, 1, "auto|dummy",                                 \
            "dummy: random weights of the shape in a folder's config.json, to try speed")           \
     OPTION(MODEL, BOOL, skip_tokenizer_init, "false", 0, 1, "",                                    \
@@ -44,10 +45,11 @@
            "where to compute; auto: a GPU when there is one")                                      \
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
     OPTION(DEVICE, REAL, gpu_memory_utilization, "0", 0, 1, "",                                    \
-           "share of the device's memory in use at most (on a CPU: of the free memory); 0: 0.92 "  \
-           "on a GPU; 0.5 on a CPU, and a KV cache of at most 4 GiB")                              \
+           "share of the device's memory that this server takes at most, refused where others "    \
+           "have it (on a CPU: of the free memory); 0: 0.92 on a GPU; 0.5 on a CPU, and a KV "     \
+           "cache of at most 4 GiB")                                                               \
     OPTION(DEVICE, BYTES, kv_cache_memory_bytes, "0", 0, INT64_MAX, "",                            \
-           "exact size of the KV cache; 0: from gpu-memory-utilization")                           \
+           "size of the KV cache, whatever gpu-memory-utilization says; 0: from that")             \
     OPTION(DEVICE, CHOICE, kv_cache_dtype, "auto", 0, 2, "auto|f16|f32",                           \
            "what keys and values are kept in; auto is f16; f32 on a CPU only")                     \
     OPTION(DEVICE, INT, num_gpu_blocks_override, "0", 0, 1 << 28, "",                              \
@@ -91,6 +93,13 @@
     OPTION(LIMITS, BYTES, max_stop_bytes, "4K", 1, 1 << 20, "", "bytes of one stop string")        \
     OPTION(LIMITS, INT, max_logprobs, "20", 0, 32, "",                                             \
            "likeliest tokens that a request may ask for")                                          \
+    OPTION(LIMITS, STRING, generation_config, "auto", 0, 0, "",                                    \
+           "sampling defaults of requests: auto (the model's generation_config.json), vllm "       \
+           "(neutral ones), or the path of a folder with such a file, whose max_new_tokens "       \
+           "then bounds every answer")                                                             \
+    OPTION(LIMITS, STRING, override_generation_config, "", 0, 0, "",                               \
+           "JSON object laid over them: temperature, top_p, top_k, min_p, repetition_penalty, "    \
+           "and max_new_tokens, which bounds every answer")                                        \
     OPTION(LOG, CHOICE, log_level, "info", 0, 3, "error|warn|info|debug", "least severe to log")   \
     OPTION(LOG, CHOICE, log_format, "text", 0, 1, "text|json", "form of a log line")               \
     OPTION(LOG, BOOL, access_log, "true", 0, 1, "", "log a line for each request at its end")      \
@@ -98,11 +107,19 @@
            "leave out the periodic line of throughput and load")                                   \
     OPTION(LOG, REAL, log_stats_interval, "10", 0.1, 86400, "",                                    \
            "seconds between such lines while there is work")                                       \
-    OPTION(BENCH, INT, prompt_tokens, "512", 1, 1 << 20, "", "tokens of a prompt")                 \
+    OPTION(BENCH, INT, prompt_tokens, "512", 1, 1 << 20, "",                                       \
+           "tokens of a prompt; its figure has no floor, as arithmetic bounds it and no peak of "  \
+           "that is measured")                                                                     \
+    OPTION(BENCH, INT, prompt_batch, "1", 1, 4096, "",                                             \
+           "prompts computed together in the prompt's figure")                                     \
+    OPTION(BENCH, INT, decode_prompt_tokens, "16", 1, 1 << 20, "",                                 \
+           "tokens of the prompts in front of the decode steps")                                   \
     OPTION(BENCH, INT, output_tokens, "128", 1, 1 << 20, "", "tokens of an answer")                \
     OPTION(BENCH, LIST, batch, "1,2,4,8,16,32", 0, 32, "", "sizes of the batches to decode")       \
     OPTION(BENCH, INT, requests, "32", 0, 1 << 20, "",                                             \
            "requests of the throughput run; 0: leave it out")                                      \
+    OPTION(BENCH, REAL, request_rate, "0", 0, 1e6, "",                                             \
+           "of these, arrivals a second, as a Poisson process of --seed; 0: all at once")          \
     OPTION(BENCH, INT, repeat, "5", 1, 1000, "", "runs of a figure; the median counts")            \
     OPTION(BENCH, BOOL, smoke, "false", 0, 1, "", "tiny sizes: shows that it runs, not how fast")
 
@@ -111,7 +128,7 @@
     GROUP(DEVICE, "Device and memory")                                                             \
     GROUP(SCHEDULER, "Scheduler")                                                                  \
     GROUP(HTTP, "HTTP")                                                                            \
-    GROUP(LIMITS, "Limits of a request")                                                           \
+    GROUP(LIMITS, "Limits and defaults of a request")                                              \
     GROUP(LOG, "Log")                                                                              \
     GROUP(BENCH, "Benchmark")
 
@@ -172,6 +189,7 @@ struct config {
         int32_t line; /* of the file */
     } origin[CONFIG_OPTION_COUNT];
     char warning[256];        /* one line that an operator should see, or "" */
+    char no_gpu[256];         /* why auto means the CPU, or "" */
     struct config_text *text; /* what the strings above point into */
 };
 

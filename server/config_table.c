@@ -91,8 +91,6 @@ const struct config_refusal config_refused[] = {
     {"hf-overrides", NOT_YET},
     {"tokenizer", NOT_YET},
     {"tokenizer-mode", NOT_YET},
-    {"generation-config", NOT_YET},
-    {"override-generation-config", NOT_YET},
     {"logprobs-mode", NOT_YET},
     {"response-role", NOT_YET},
     {"chat-template", NOT_YET},

@@ -6,6 +6,7 @@
  */
 #include "server/engine.h"
 #include "server/config.h"
+#include "server/defaults.h"
 #include "server/engine_turn.h"
 #include "server/log.h"
 #include "server/metrics.h"
@@ -41,6 +42,7 @@ struct mailbox {
 struct engine {
     struct model *model;
     const struct config *config;
+    struct defaults defaults;
     struct turn *turn; /* the engine thread's */
     struct text *text;
     struct notifier *notifier;
@@ -296,10 +298,15 @@ int engine_create(struct engine **created, struct model *model, const struct con
     pthread_mutex_init(&engine->lock, NULL);
     pthread_cond_init(&engine->letter, NULL);
     pthread_cond_init(&engine->answer, NULL);
-    engine->turn = turn_create(model, config, error, error_bytes);
-    if (engine->turn == NULL) {
+    int result =
+        defaults_make(&engine->defaults, config, &model_info(model)->defaults, error, error_bytes);
+    if (result == 0) {
+        engine->turn = turn_create(model, config, error, error_bytes);
+        result = engine->turn == NULL ? -ENOMEM : 0;
+    }
+    if (result < 0) {
         engine_destroy(engine);
-        return -ENOMEM;
+        return result;
     }
     *created = engine;
     return 0;
@@ -451,6 +458,11 @@ bool engine_alive(struct engine *engine)
 struct model *engine_model(struct engine *engine)
 {
     return engine->model;
+}
+
+const struct defaults *engine_defaults(const struct engine *engine)
+{
+    return &engine->defaults;
 }
 
 bool engine_reset_cache(struct engine *engine)

@@ -18,6 +18,7 @@
 
 struct engine;   /* opaque */
 struct config;   /* server/config.h */
+struct defaults; /* server/defaults.h */
 struct stop_set; /* server/stop_match.h */
 
 /* What the model says of a prompt's token, given those before it. */
@@ -96,7 +97,8 @@ void engine_unwatch(struct engine *engine, int fd, struct stream *stream);
 
 bool engine_alive(struct engine *engine); /* false once a device is lost */
 struct model *engine_model(struct engine *engine);
-bool engine_reset_cache(struct engine *engine); /* waits for a turn */
-int64_t engine_load(struct engine *engine);     /* jobs accepted and not ended */
+const struct defaults *engine_defaults(const struct engine *engine); /* of sampling */
+bool engine_reset_cache(struct engine *engine);                      /* waits for a turn */
+int64_t engine_load(struct engine *engine); /* jobs accepted and not ended */
 
 #endif

@@ -221,6 +221,12 @@ static void read_fallback(const struct field *field, void *target)
     assert(good);
 }
 
+void fields_preset(const struct field *field, int32_t field_count, void *target)
+{
+    for (int32_t i = 0; i < field_count; i++)
+        read_fallback(&field[i], target);
+}
+
 bool fields_read(const struct field *field, int32_t field_count, const struct json_value *object,
                  const char *path, void *target, struct stream_error *error)
 {
@@ -231,8 +237,6 @@ bool fields_read(const struct field *field, int32_t field_count, const struct js
     int32_t member_count = 0;
 
     assert(field_count <= FIELD_MAX);
-    for (int32_t i = 0; i < field_count; i++)
-        read_fallback(&field[i], target);
     while (json_next(&walk, &key, &value)) {
         if (++member_count > MEMBER_MAX)
             return fields_refuse(error, "", "An object must have at most %d members.", MEMBER_MAX);

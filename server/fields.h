@@ -44,7 +44,9 @@ struct field {
 #define FIELD_SAMPLING_TYPE_float FIELD_FLOAT
 #define FIELD_SAMPLING_TYPE_int32 FIELD_INT32
 
-/* Puts in the defaults, then what the object says. `path` is put before names in messages ("" or
+/* Puts in the table's defaults. */
+void fields_preset(const struct field *field, int32_t field_count, void *target);
+/* Puts in what the object says; the rest stays. `path` is put before names in messages ("" or
  * "stream_options."). False: *error says what is wrong. */
 bool fields_read(const struct field *field, int32_t field_count, const struct json_value *object,
                  const char *path, void *target, struct stream_error *error);

@@ -111,6 +111,8 @@ void exchange_error(struct exchange *exchange, const struct stream_error *error)
         exchange_header_add(exchange, "Retry-After", loading ? "5" : "1");
         exchange_header_add(exchange, "retry-after-ms", loading ? "5000" : "1000");
     }
+    if (exchange->route == NULL || !(exchange->route->flags & ROUTE_QUIET))
+        metrics_error(error->code);
     if (error->status == 401)
         exchange_header_add(exchange, "WWW-Authenticate", "Bearer");
     api_error_write(&body, error);

@@ -48,6 +48,31 @@ static const int32_t status_known[] = {200, 204, 400, 401, 403, 404, 405,
                                        413, 415, 429, 431, 499, 500, 503};
 enum { STATUS_COUNT = sizeof status_known / sizeof status_known[0] };
 
+/* Codes of stream_error_make, so that no other word ever becomes a label. */
+static const char *const error_known[] = {"cancelled",
+                                          "context_length_exceeded",
+                                          "engine_dead",
+                                          "invalid_api_key",
+                                          "invalid_json",
+                                          "invalid_request",
+                                          "invalid_type",
+                                          "invalid_value",
+                                          "method_not_allowed",
+                                          "missing_required_parameter",
+                                          "model_loading",
+                                          "model_not_found",
+                                          "out_of_memory",
+                                          "queue_full",
+                                          "request_too_large",
+                                          "shutting_down",
+                                          "unknown_url",
+                                          "unsupported_media_type",
+                                          "unsupported_parameter",
+                                          "unsupported_value",
+                                          "other"};
+enum { ERROR_COUNT = sizeof error_known / sizeof error_known[0] };
+
+static _Atomic int64_t error_cell[ERROR_COUNT];
 static _Atomic int64_t counter_cell[METRIC_COUNTER_COUNT];
 static _Atomic double gauge_cell[METRIC_GAUGE_COUNT];
 static struct histogram histogram_cell[METRIC_HISTOGRAM_COUNT];
@@ -131,6 +156,15 @@ void metrics_http(int32_t route, int32_t status)
     while (column < STATUS_COUNT && status_known[column] != status)
         column++;
     atomic_fetch_add_explicit(&http_cell[row][column], 1, memory_order_relaxed);
+}
+
+void metrics_error(const char *code)
+{
+    int32_t i = 0;
+
+    while (i < ERROR_COUNT - 1 && strcmp(error_known[i], code) != 0)
+        i++;
+    atomic_fetch_add_explicit(&error_cell[i], 1, memory_order_relaxed);
 }
 
 void metrics_describe(const struct metrics_info *info)
@@ -280,6 +314,8 @@ static void write_info(struct json *text, bool alias)
     json_raw(text, "} 1\n");
 }
 
+static const char error_help[] = "Requests that ended in an error, by its code.";
+
 static void write_http(struct json *text)
 {
     write_head(text, "quire_", "http_requests_total", "Replies, by route and status.", "counter");
@@ -299,6 +335,14 @@ static void write_http(struct json *text)
                 json_print(text, ",code=\"other\"} %lld\n", (long long)count);
         }
     }
+}
+
+static void write_errors(struct json *text)
+{
+    write_head(text, "quire_", "request_errors_total", error_help, "counter");
+    for (int32_t i = 0; i < ERROR_COUNT; i++)
+        json_print(text, "quire_request_errors_total{code=\"%s\"} %lld\n", error_known[i],
+                   (long long)atomic_load_explicit(&error_cell[i], memory_order_relaxed));
 }
 
 static int64_t resident_bytes(void)
@@ -377,6 +421,7 @@ void metrics_write(struct json *text, unsigned names)
     }
     if (names & METRICS_OWN) {
         write_http(text);
+        write_errors(text);
         write_process(text);
     }
 }
@@ -407,6 +452,7 @@ void metrics_document(struct json *text)
         document(text, histogram_row[i].name, histogram_row[i].alias, "histogram",
                  histogram_row[i].help);
     document(text, "http_requests_total", "", "counter", "Replies, by route and status.");
+    document(text, "request_errors_total", "", "counter", error_help);
     document(text, "cache_config_info", "cache_config_info", "gauge", "How the KV cache is cut.");
     document(text, "build_info", "", "gauge", "What runs.");
 }

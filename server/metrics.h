@@ -31,15 +31,18 @@ struct json; /* server/json_write.h: a growing text */
             "Prompt tokens found in the prefix cache.")                                            \
     COUNTER(METRIC_PREEMPTIONS, "preemptions_total", "", "num_preemptions_total", "",              \
             "Sequences that gave up their blocks and were computed again.")                        \
-    COUNTER(METRIC_FINISH_STOP, "requests_total", "finish_reason=\"stop\"",                        \
-            "request_success_total", "finished_reason=\"stop\"", "Sequences that ended, by why.")  \
-    COUNTER(METRIC_FINISH_LENGTH, "requests_total", "finish_reason=\"length\"",                    \
-            "request_success_total", "finished_reason=\"length\"",                                 \
-            "Sequences that ended, by why.")                                                       \
-    COUNTER(METRIC_FINISH_ABORT, "requests_total", "finish_reason=\"abort\"",                      \
-            "request_success_total", "finished_reason=\"abort\"", "Sequences that ended, by why.") \
-    COUNTER(METRIC_FINISH_ERROR, "requests_total", "finish_reason=\"error\"",                      \
-            "request_success_total", "finished_reason=\"error\"", "Sequences that ended, by why.") \
+    COUNTER(METRIC_FINISH_STOP, "requests_total",                                                  \
+            "endpoint=\"completions\",finish_reason=\"stop\"", "request_success_total",            \
+            "finished_reason=\"stop\"", "Sequences that ended, by why.")                           \
+    COUNTER(METRIC_FINISH_LENGTH, "requests_total",                                                \
+            "endpoint=\"completions\",finish_reason=\"length\"", "request_success_total",          \
+            "finished_reason=\"length\"", "Sequences that ended, by why.")                         \
+    COUNTER(METRIC_FINISH_ABORT, "requests_total",                                                 \
+            "endpoint=\"completions\",finish_reason=\"abort\"", "request_success_total",           \
+            "finished_reason=\"abort\"", "Sequences that ended, by why.")                          \
+    COUNTER(METRIC_FINISH_ERROR, "requests_total",                                                 \
+            "endpoint=\"completions\",finish_reason=\"error\"", "request_success_total",           \
+            "finished_reason=\"error\"", "Sequences that ended, by why.")                          \
     COUNTER(METRIC_ABORT_DISCONNECT, "requests_aborted_total", "reason=\"disconnect\"", "", "",    \
             "Requests ended before their end.")                                                    \
     COUNTER(METRIC_ABORT_SHUTDOWN, "requests_aborted_total", "reason=\"shutdown\"", "", "",        \
@@ -131,6 +134,9 @@ int64_t metrics_count(enum metric_histogram histogram);
 
 /* One reply went out; `route` is an index of routes.c, or -1 for a path that nothing serves. */
 void metrics_http(int32_t route, int32_t status);
+
+/* One request ended in an error with this code, as a reply or within its stream. */
+void metrics_error(const char *code);
 
 /* What the info families say. Strings must stay. Once, before the server starts; the number of
  * blocks, which is not known then, goes into METRIC_KV_TOTAL later. */

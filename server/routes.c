@@ -111,7 +111,11 @@ void route_document(struct json *text)
         json_print(text, "| %s | `%s` | %s | %s | %s |\n", routes[i].method, routes[i].path,
                    routes[i].flags & ROUTE_OPEN ? "no" : "yes",
                    routes[i].flags & ROUTE_EARLY ? "answers" : "503", routes[i].help);
-    json_raw(text, "\n## Fields of `POST /v1/completions`\n\n");
+    json_raw(text, "\n## Fields of `POST /v1/completions`\n\n"
+                   "`temperature`, `top_p`, `top_k`, `min_p` and `repetition_penalty` have the "
+                   "defaults of the model's `generation_config.json` where it has some, unless "
+                   "`--generation-config` or `--override-generation-config` says otherwise; a "
+                   "`max_new_tokens` of those two options bounds `max_tokens`.\n\n");
     api_completions_document(text);
     json_raw(text, "\n## Fields of `POST /tokenize` and `POST /detokenize`\n\n");
     api_tokens_document(text);

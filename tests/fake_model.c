@@ -526,10 +526,18 @@ static void fill_info(struct model_info *info, const struct model_options *optio
     info->context_max = FAKE_CONTEXT;
     if (options->context_max > 0 && options->context_max < FAKE_CONTEXT)
         info->context_max = options->context_max;
+    info->weight_bytes = info->step_bytes = FAKE_WEIGHT_BYTES;
+    info->read_rate = options->read_rate ? FAKE_READ_RATE : 0;
     info->block_tokens = options->block_tokens;
     info->block_count = options->block_count > 0 ? options->block_count : 4096;
     info->end_count = 1;
     info->end_token[0] = FAKE_EOS;
+    if (options->generation != NULL) {
+        const struct model_generation *generation = options->generation;
+        info->defaults = generation->defaults;
+        for (int32_t i = 0; i < generation->end_count && info->end_count < MODEL_END_MAX; i++)
+            info->end_token[info->end_count++] = generation->end_token[i];
+    }
 }
 
 /* Takes the time it was told to, a hundredth at a time. */
@@ -610,6 +618,12 @@ void model_close(struct model *model)
     pthread_mutex_destroy(&model->lock);
     pthread_cond_destroy(&model->changed);
     free(model);
+}
+
+int64_t model_kv_bytes(const struct model *model, int32_t context)
+{
+    (void)model;
+    return (int64_t)context * FAKE_KV_BYTES;
 }
 
 const struct model_info *model_info(const struct model *model)

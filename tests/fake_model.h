@@ -18,7 +18,10 @@ enum {
     FAKE_EOS = 2,
     FAKE_FIRST_BYTE = 3,
     FAKE_FIRST_WORD = 259,
-    FAKE_CONTEXT = 8192, /* what the model allows */
+    FAKE_CONTEXT = 8192,       /* what the model allows */
+    FAKE_WEIGHT_BYTES = 10000, /* what it says that a step reads, and of KV for each token */
+    FAKE_KV_BYTES = 10,
+    FAKE_READ_RATE = 1000000000, /* and how fast */
 };
 
 /* The tokenizer of every fake model: all bytes, letters, digits, and some words. No memory:

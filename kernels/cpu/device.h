@@ -128,6 +128,7 @@ void cpu_free(struct device *device, void *data);
 
 /* memory.c: bytes that may still be taken. */
 size_t cpu_memory_free(struct device *device);
+double cpu_read_rate(struct device *device);
 
 /* For tests and benches: use `isa`, which must be available. */
 void cpu_set_isa(struct device *device, enum cpu_isa isa);
@@ -180,9 +181,13 @@ void cpu_attention(struct device *device, struct activation out, struct activati
 /* ops_weight.c */
 size_t cpu_weight_bytes(struct device *device, enum format format, int32_t out, int32_t in);
 int cpu_weight_pack(struct device *device, struct weight *weight,
-                    const struct weight_source *source, int32_t part_count, const float *bias);
+                    const struct weight_source *source, int32_t part_count, const float *bias,
+                    bool gated);
 void cpu_linear(struct device *device, struct activation out, struct activation x,
                 const struct weight *weight, int32_t T);
+void cpu_gated_linear(struct device *device, struct activation out, struct activation gate_up,
+                      struct activation x, const struct weight *weight, enum act_kind act,
+                      int32_t T);
 void cpu_logits(struct device *device, float *logits, struct activation x,
                 const struct weight *head, float softcap, int32_t count);
 

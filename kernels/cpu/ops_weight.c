@@ -35,10 +35,11 @@ static int grow_scratch(struct device *device, int32_t in)
 }
 
 int cpu_weight_pack(struct device *device, struct weight *weight,
-                    const struct weight_source *source, int32_t part_count, const float *bias)
+                    const struct weight_source *source, int32_t part_count, const float *bias,
+                    bool gated)
 {
     assert(part_count >= 1 && part_count <= WEIGHT_PART_MAX);
-    *weight = (struct weight){.part_count = part_count, .in = source[0].in};
+    *weight = (struct weight){.part_count = part_count, .in = source[0].in, .gated = gated};
 
     for (int32_t i = 0; i < part_count; i++) {
         assert(source[i].in == weight->in);
@@ -77,6 +78,15 @@ void cpu_linear(struct device *device, struct activation out, struct activation 
                    .T = T,
                    .scratch = device->linear_scratch,
                });
+}
+
+void cpu_gated_linear(struct device *device, struct activation out, struct activation gate_up,
+                      struct activation x, const struct weight *weight, enum act_kind act,
+                      int32_t T)
+{
+    assert(weight->gated);
+    cpu_linear(device, gate_up, x, weight, T);
+    cpu_act_mul(device, out, gate_up, act, T, weight->out / 2);
 }
 
 struct softcap_call {

@@ -13,13 +13,6 @@ struct act_mul_rows {
     enum act_kind act;
 };
 
-__device__ static inline float activate(enum act_kind act, float x)
-{
-    if (act == ACT_SILU)
-        return x / (1.0f + expf(-x));
-    return 0.5f * x * (1.0f + tanhf(0.7978845608f * x * (1.0f + 0.044715f * x * x)));
-}
-
 __global__ void __launch_bounds__(THREADS) act_mul_kernel(struct act_mul_rows rows)
 {
     int32_t column = (blockIdx.y * THREADS + threadIdx.x) * CHUNK;

@@ -35,6 +35,13 @@ __device__ static inline void from_float(bf16 *target, float value)
     *target = __float2bfloat16_rn(value);
 }
 
+__device__ static inline float activate(enum act_kind act, float x)
+{
+    if (act == ACT_SILU)
+        return x / (1.0f + expf(-x));
+    return 0.5f * x * (1.0f + tanhf(0.7978845608f * x * (1.0f + 0.044715f * x * x)));
+}
+
 /* Two floats to bf16, `low` in the lower half. */
 __device__ static inline uint32_t pack_bf16(float low, float high)
 {

@@ -6,7 +6,8 @@
  * the step has such items. attention.cuh tells what they share and why bits do not depend on the
  * list. `plain`: for the other head widths and for small pages, and the simplest statement of what
  * is computed. Which of the two runs depends on the model's shape, the page and the GPU alone,
- * never on the step.
+ * never on the step. On Hopper the prompts of most widths go to a kernel of their own instead
+ * (attention_prompt.cu).
  */
 #include "kernels/cuda/attention_pages.cuh"
 #include "kernels/cuda/attention_wide.cuh"
@@ -166,8 +167,13 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
     struct attention_kinds kinds = cuda_attention_kinds(device, call.group);
     if (!kinds.wide && !kinds.narrow)
         return;
+    bool apart = cuda_attention_prompt_fits(device, C);
+    if (apart)
+        key.wide_rows = PROMPT_ROWS;
     call.work = cuda_attention_work(device, key);
-    if (kinds.wide)
+    if (kinds.wide && apart)
+        cuda_attention_prompt(device, call);
+    else if (kinds.wide)
         wide_launch<C>(device, call);
     if (kinds.narrow)
         cuda_attention_narrow(device, call, kinds.merge);

@@ -170,5 +170,9 @@ __device__ static inline float quotient(float value, float factor, float sum)
 
 /* attention_narrow.cu: the narrow items of the work list, and what merges their partials. */
 void cuda_attention_narrow(struct device *device, const struct attention_call &call, bool merges);
+/* attention_prompt.cu: the wide items of the work list, of PROMPT_ROWS rows, where it fits. */
+enum { PROMPT_ROWS = 128 };
+bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width);
+void cuda_attention_prompt(struct device *device, const struct attention_call &call);
 
 #endif

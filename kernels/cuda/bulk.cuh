@@ -37,20 +37,14 @@ __device__ static inline void barrier_expect(uint32_t barrier, uint32_t bytes)
                  : "memory");
 }
 
-/* Arrives at a barrier of this block. */
+/* Arrives at this block's own. */
 __device__ static inline void barrier_arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/* Arrives when what the thread has copied by cp.async so far is there. */
-__device__ static inline void barrier_arrive_copied(uint32_t barrier)
-{
-    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
-}
-
 /* Arrives at this barrier of block `rank` of the cluster. */
-__device__ static inline void barrier_arrive(uint32_t barrier, uint32_t rank)
+__device__ static inline void barrier_arrive_at(uint32_t barrier, uint32_t rank)
 {
     asm volatile("{.reg .b32 there; mapa.shared::cluster.u32 there, %0, %1; "
                  "mbarrier.arrive.shared::cluster.b64 _, [there];}" ::"r"(barrier),
@@ -67,6 +61,12 @@ __device__ static inline void barrier_wait(uint32_t barrier, uint32_t parity)
                  : "memory");
 }
 
+/* The map itself, before its first use. */
+__device__ static inline void bulk_prefetch(const CUtensorMap *map)
+{
+    asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
+}
+
 /* The box at (column, row) of `map` to `target`. What lies outside is zeros, and counts. */
 __device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map, int32_t column,
                                         int32_t row, uint32_t barrier)
@@ -74,6 +74,16 @@ __device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map,
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(target),
                  "l"(map), "r"(column), "r"(row), "r"(barrier)
+                 : "memory");
+}
+
+/* The same of five dimensions. */
+__device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map,
+                                        const int32_t (&at)[5], uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
+                 "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(barrier)
                  : "memory");
 }
 
@@ -106,6 +116,16 @@ __device__ static inline void bulk_load_box(uint32_t target, const CUtensorMap *
                  "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
                  "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(place[3]),
                  "r"(place[4]), "r"(barrier)
+                 : "memory");
+}
+
+/* `bytes` as they lie; both ends and their number are multiples of 16. */
+__device__ static inline void bulk_copy(uint32_t target, const void *source, uint32_t bytes,
+                                        uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(target),
+                 "l"(source), "r"(bytes), "r"(barrier)
                  : "memory");
 }
 
@@ -147,11 +167,7 @@ __device__ static inline void barrier_arrive(uint32_t)
 {
 }
 
-__device__ static inline void barrier_arrive_copied(uint32_t)
-{
-}
-
-__device__ static inline void barrier_arrive(uint32_t, uint32_t)
+__device__ static inline void barrier_arrive_at(uint32_t, uint32_t)
 {
 }
 
@@ -159,7 +175,16 @@ __device__ static inline void barrier_wait(uint32_t, uint32_t)
 {
 }
 
+__device__ static inline void bulk_prefetch(const CUtensorMap *)
+{
+}
+
 __device__ static inline void bulk_load(uint32_t, const CUtensorMap *, int32_t, int32_t, uint32_t)
+{
+}
+
+__device__ static inline void bulk_load(uint32_t, const CUtensorMap *, const int32_t (&)[5],
+                                        uint32_t)
 {
 }
 
@@ -175,6 +200,10 @@ __device__ static inline void bulk_load_all(uint32_t, const CUtensorMap *, int32
 
 __device__ static inline void bulk_load_box(uint32_t, const CUtensorMap *, const int32_t (&)[5],
                                             uint32_t)
+{
+}
+
+__device__ static inline void bulk_copy(uint32_t, const void *, uint32_t, uint32_t)
 {
 }
 

@@ -21,7 +21,7 @@ extern "C" {
 
 enum {
     WARP = 32,
-    SAMPLE_ROWS = 64, /* samples that are drawn at a time, each with a work row of V */
+    SAMPLE_ROWS = 256,              /* samples of one launch */
     ATTENTION_KINDS = KV_GROUP_MAX, /* of layers with a work list of their own */
 };
 
@@ -59,7 +59,6 @@ struct step_view {
     const struct step_counts *counts;
     const struct step_start *start; /* [slot_max] */
     const int32_t *history;         /* [history_max] */
-    const struct step_change *change;
     const struct step_move *move;
     const struct step_row *row;       /* [slot_max] */
     const struct step_sample *sample; /* [sample_max] */
@@ -71,8 +70,16 @@ struct step_view {
 /* State by slot. */
 struct slot_view {
     struct sampling *sampling; /* [slot_max] */
-    int32_t *seen;             /* [slot_max, V] 2 * times put out, + 1 when in the prompt */
+    int32_t *seen;             /* [slot_max, V] 2 * times put out, + 1 when in the prompt; kept
+                                  where the slot's sequence penalises, else left as it was */
     int32_t *last;             /* [slot_max] last draw */
+};
+
+/* What sampling works in (sample.cuh); a run is a part of V. */
+struct sample_view {
+    struct run_sum *sum; /* [SAMPLE_ROWS, 2, runs] */
+    uint64_t *kept;      /* [SAMPLE_ROWS, runs] */
+    uint32_t *arrived;   /* [SAMPLE_ROWS] blocks that are done; 0 between launches */
 };
 
 /* The cache: [block, layer of the group, k or v, position, K, C]. */
@@ -120,6 +127,14 @@ struct attention_state {
     int32_t partial_tokens;
 };
 
+/* A tensor as it is to lie on the device: part[0], or stripes of `stripe` bytes of two parts in
+ * turn where that is not 0. */
+struct weight_bytes {
+    const uint8_t *part[2];
+    size_t bytes;
+    size_t stripe;
+};
+
 struct captured {
     int64_t key;
     struct row_range rows; /* that it is good for */
@@ -149,7 +164,7 @@ struct device {
     int64_t begun, synced; /* steps */
 
     struct slot_view slots;
-    float *work; /* [SAMPLE_ROWS, V] */
+    struct sample_view sample;
 
     struct kv_view kv;
     struct kv_shape kv_shape;
@@ -157,6 +172,7 @@ struct device {
     int32_t *layer_index; /* [layer_count] place of the layer in its group */
 
     struct attention_state attention;
+    struct weight_loader *loader; /* while weights come in, else NULL */
 
     struct captured *graph; /* [graph_count] */
     int32_t graph_count, graph_max;
@@ -186,12 +202,18 @@ void cuda_step_begin(struct device *device, const struct step *step);
 void cuda_step_end(struct device *device, struct step_result *result);
 int cuda_sync(struct device *device);
 
+/* read_rate.cu */
+double cuda_read_rate(struct device *device);
+
 /* kv.cu */
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);
 int cuda_kv_open(struct device *device, const struct kv_shape *shape);
 void cuda_kv_close(struct device *device);
-void cuda_kv_change(struct device *device, int32_t change_count);
 void cuda_kv_copy(struct device *device, int32_t move_count);
+
+/* load.cu: false when there is no pinned memory or no thread for it. */
+bool cuda_load(struct device *device, void *target, const struct weight_bytes *source);
+void cuda_load_end(struct device *device);
 
 /* graph.cu */
 void cuda_graph_close(struct device *device);
@@ -199,7 +221,9 @@ bool cuda_graph_begin(struct device *device, int64_t key);
 bool cuda_graph_end(struct device *device, int64_t key);
 bool cuda_graph_launch(struct device *device, int64_t key);
 
-/* sample.cu: a slot forgets its last sequence and counts the tokens of the new one. */
+/* sample.cu */
+bool cuda_sample_open(struct device *device); /* false: no memory */
+/* Slots take the parameters of new sequences, and count the tokens of those that penalise. */
 void cuda_sample_start(struct device *device, int32_t start_count);
 
 /* The ops, as backend.h says; each in its own file. */
@@ -212,6 +236,9 @@ void cuda_add_norm(struct device *device, struct activation out, struct activati
                    float eps, int32_t T, int32_t D);
 void cuda_linear(struct device *device, struct activation out, struct activation x,
                  const struct weight *weight, int32_t T);
+void cuda_gated_linear(struct device *device, struct activation out, struct activation gate_up,
+                       struct activation x, const struct weight *weight, enum act_kind act,
+                       int32_t T);
 void cuda_act_mul(struct device *device, struct activation out, struct activation gate_up,
                   enum act_kind act, int32_t T, int32_t F);
 void cuda_rope_store(struct device *device, struct activation qkv,

@@ -13,18 +13,6 @@
 
 enum { THREADS = 256, COPY_BLOCKS = 32 };
 
-/* Changes are applied in their order: a thread has the slots of its residue and reads all. */
-__global__ void change_kernel(struct kv_view kv, struct step_view step, int32_t change_count)
-{
-    for (int32_t i = 0; i < change_count; i++) {
-        struct step_change change = step.change[i];
-        if (change.slot % THREADS != (int32_t)threadIdx.x)
-            continue;
-        int64_t table = (int64_t)change.slot * kv.group_count + change.group;
-        kv.table[table * kv.table_width + change.index] = change.block;
-    }
-}
-
 /* Move blockIdx.y, cut into COPY_BLOCKS strips of 16-byte words. No block is written twice, or
  * read and written, by the copies of one step. */
 __global__ void copy_kernel(struct kv_view kv, struct step_view step)
@@ -78,6 +66,7 @@ int cuda_kv_open(struct device *device, const struct kv_shape *shape)
     struct kv_view *kv = &device->kv;
     size_t layer_bytes = (size_t)shape->layer_count * sizeof(int32_t);
     assert(kv->pool == NULL);
+    cuda_load_end(device); /* all weights are there */
     if (device->options.kv_dtype != KV_AUTO)
         return -ENOTSUP;
     kv->group_count = shape->group_count;
@@ -121,14 +110,6 @@ struct kv_layer cuda_kv_layer(const struct device *device, int32_t layer)
     view.table_stride = (int64_t)kv->group_count * kv->table_width;
     view.block_tokens = kv->block_tokens;
     return view;
-}
-
-void cuda_kv_change(struct device *device, int32_t change_count)
-{
-    if (change_count == 0)
-        return;
-    change_kernel<<<1, THREADS, 0, device->stream>>>(device->kv, device->step, change_count);
-    launch_check(device, __func__);
 }
 
 void cuda_kv_copy(struct device *device, int32_t move_count)

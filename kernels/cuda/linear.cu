@@ -3,7 +3,8 @@
  * A warp makes one output o for a tile of TOKENS tokens, so that a weight is dequantised once
  * for all of them; a block is WARPS outputs. Lane l adds k = l, l + 32, ... in this order and
  * the lanes are joined by a butterfly: the order depends on `in` alone, never on T or the tile.
- * The plain version, for what is not bf16 (matmul.cu has that) and for other GPUs.
+ * The plain version, for other GPUs and rows that do not come in chunks: matmul.cu and
+ * matmul_packed.cu have the rest.
  */
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/dequantise.cuh"
@@ -87,8 +88,7 @@ static void linear_part(struct device *device, enum format format, const struct 
     }
 }
 
-/* bf16 on the tensor cores: true when this GPU and these rows are for them. */
-static bool matmul(struct device *device, const struct linear_part &part, bool f32)
+static struct matmul matmul_of(const struct linear_part &part)
 {
     struct matmul call = {};
     call.out = part.out;
@@ -101,10 +101,21 @@ static bool matmul(struct device *device, const struct linear_part &part, bool f
     call.in = part.in;
     call.T = part.T;
     call.softcap = part.softcap;
+    return call;
+}
+
+/* On the tensor cores: true when this GPU and these rows are for them. */
+static bool matmul(struct device *device, const struct linear_part &part, enum format format,
+                   bool f32)
+{
+    struct matmul call = matmul_of(part);
     call.f32 = f32;
-    if (!cuda_matmul_fits(device, call))
+    if (format == FORMAT_BF16 && cuda_matmul_fits(device, call))
+        cuda_matmul(device, call);
+    else if (format != FORMAT_BF16 && cuda_matmul_packed_fits(device, call, format))
+        cuda_matmul_packed(device, call, format, part.weight);
+    else
         return false;
-    cuda_matmul(device, call);
     return true;
 }
 
@@ -122,8 +133,7 @@ static void linear(struct device *device, struct linear_part part, const struct 
         part.weight = (const uint8_t *)weight->part[i].data;
         part.row_bytes = (int64_t)format_row_bytes(weight->part[i].format, weight->in);
         part.bias = weight->bias != NULL ? weight->bias + done : NULL;
-        if (weight->part[i].format != FORMAT_BF16 ||
-            !matmul(device, part, sizeof(Out) == sizeof(float)))
+        if (!matmul(device, part, weight->part[i].format, sizeof(Out) == sizeof(float)))
             linear_part<Out>(device, weight->part[i].format, &part);
         done += weight->part[i].out;
     }
@@ -133,12 +143,42 @@ void cuda_linear(struct device *device, struct activation out, struct activation
                  const struct weight *weight, int32_t T)
 {
     struct linear_part part = {};
+    assert(!weight->interleaved);
     part.out = out.data;
     part.out_stride = out.stride;
     part.x = (const bf16 *)x.data;
     part.x_stride = x.stride;
     part.T = T;
     linear<bf16>(device, part, weight);
+}
+
+void cuda_gated_linear(struct device *device, struct activation out, struct activation gate_up,
+                       struct activation x, const struct weight *weight, enum act_kind act,
+                       int32_t T)
+{
+    struct linear_part part = {};
+    assert(weight->gated);
+    if (T == 0)
+        return;
+    if (!weight->interleaved) {
+        cuda_linear(device, gate_up, x, weight, T);
+        cuda_act_mul(device, out, gate_up, act, T, weight->out / 2);
+        return;
+    }
+    part.out = out.data;
+    part.out_stride = out.stride;
+    part.x = (const bf16 *)x.data;
+    part.x_stride = x.stride;
+    part.weight = (const uint8_t *)weight->part[0].data;
+    part.bias = weight->bias;
+    part.count = weight->out;
+    part.in = weight->in;
+    part.T = T;
+    struct matmul call = matmul_of(part);
+    call.gated = true;
+    call.act = act;
+    assert(cuda_matmul_fits(device, call)); /* activations come in chunks, or pack would not have */
+    cuda_matmul(device, call);
 }
 
 void cuda_logits(struct device *device, float *logits, struct activation x,

@@ -4,7 +4,8 @@
 
 #include "kernels/cuda/activation.cuh"
 
-/* out[t, o] = sum over k of x[t, k] * W[o, k], + bias[o], capped. */
+/* out[t, o] = sum over k of x[t, k] * W[o, k], + bias[o], capped. Where `gated`, outputs come in
+ * eights, of gate and of up in turn, and out [T, count / 2] is act(gate) * up. */
 struct matmul {
     void *out; /* [T, count], rows of out_stride */
     int64_t out_stride;
@@ -17,10 +18,18 @@ struct matmul {
     int32_t T;
     float softcap; /* 0: none */
     bool f32;      /* of out, else bf16 */
+    bool gated;
+    enum act_kind act;
 };
 
 /* Whether this GPU and these rows are what the kernel takes: never a matter of T. */
 bool cuda_matmul_fits(const struct device *device, const struct matmul &call);
 void cuda_matmul(struct device *device, const struct matmul &call);
+
+/* The same of weights that lie as in their file (`call.weight` is not looked at). */
+bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &call,
+                             enum format format);
+void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format,
+                        const void *data);
 
 #endif

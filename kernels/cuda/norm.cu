@@ -36,8 +36,7 @@ template <int CHUNKS> struct norm_row {
     float value[CHUNKS][CHUNK];
 };
 
-template <int CHUNKS>
-__device__ static inline float squares(const struct norm_row<CHUNKS> &row)
+template <int CHUNKS> __device__ static inline float squares(const struct norm_row<CHUNKS> &row)
 {
     float square = 0.0f;
 #pragma unroll
@@ -51,24 +50,17 @@ __device__ static inline float squares(const struct norm_row<CHUNKS> &row)
 /* row = row * inverse * weight; zeros stay where the row has ended. */
 template <int CHUNKS>
 __device__ static inline void scale(struct norm_row<CHUNKS> &row, float inverse,
-                                    const float *weight, int32_t width)
+                                    const struct norm_row<CHUNKS> &weight)
 {
 #pragma unroll
-    for (int32_t c = 0; c < CHUNKS; c++) {
-        int32_t column = (c * THREADS + threadIdx.x) * CHUNK;
-        float factor[CHUNK];
-        if (column >= width)
-            break;
-        load_chunk(factor, weight + column);
+    for (int32_t c = 0; c < CHUNKS; c++)
 #pragma unroll
         for (int32_t i = 0; i < CHUNK; i++)
-            row.value[c][i] = row.value[c][i] * inverse * factor[i];
-    }
+            row.value[c][i] = row.value[c][i] * inverse * weight.value[c][i];
 }
 
 template <int CHUNKS, typename T>
-__device__ static inline void load_row(struct norm_row<CHUNKS> &row, const T *source,
-                                       int32_t width)
+__device__ static inline void load_row(struct norm_row<CHUNKS> &row, const T *source, int32_t width)
 {
 #pragma unroll
     for (int32_t c = 0; c < CHUNKS; c++) {
@@ -97,16 +89,18 @@ template <int CHUNKS> __global__ void __launch_bounds__(THREADS) norm_kernel(str
 {
     __shared__ float scratch[THREADS / WARP];
     float *x = rows.x + blockIdx.x * rows.x_stride;
-    struct norm_row<CHUNKS> row;
+    struct norm_row<CHUNKS> row, weight;
     kernel_yield();
+    load_row<CHUNKS>(weight, rows.weight, rows.width); /* nobody writes it: before the wait */
     kernel_wait();
     load_row<CHUNKS>(row, x, rows.width);
     if (rows.branch != NULL) {
         struct norm_row<CHUNKS> branch;
         load_row<CHUNKS>(branch, rows.branch + blockIdx.x * rows.branch_stride, rows.width);
         if (rows.branch_weight != NULL) {
-            float inverse = inverse_rms(squares<CHUNKS>(branch), rows, scratch);
-            scale<CHUNKS>(branch, inverse, rows.branch_weight, rows.width);
+            struct norm_row<CHUNKS> factor;
+            load_row<CHUNKS>(factor, rows.branch_weight, rows.width);
+            scale<CHUNKS>(branch, inverse_rms(squares<CHUNKS>(branch), rows, scratch), factor);
         }
 #pragma unroll
         for (int32_t c = 0; c < CHUNKS; c++)
@@ -115,7 +109,7 @@ template <int CHUNKS> __global__ void __launch_bounds__(THREADS) norm_kernel(str
                 row.value[c][i] += branch.value[c][i];
         store_row<CHUNKS>(x, row, rows.width);
     }
-    scale<CHUNKS>(row, inverse_rms(squares<CHUNKS>(row), rows, scratch), rows.weight, rows.width);
+    scale<CHUNKS>(row, inverse_rms(squares<CHUNKS>(row), rows, scratch), weight);
     store_row<CHUNKS>(rows.out + blockIdx.x * rows.out_stride, row, rows.width);
 }
 

@@ -1,224 +1,111 @@
 /* sample: draws a token, or scores one, from a row of logits by kernels/sampling_math.h.
  *
- * A block is one sample; up to SAMPLE_ROWS blocks go through the samples. The logits stay raw
- * (log-probabilities are theirs) and effects are applied to a copy in the block's work row.
- * A token's place in "likeliest first" is one 64-bit key, value above id, so that top_k and top_p
- * are each a least key that is kept, found by bisection: no sort, and exact also among ties.
- * Masses are summed in f64 in an order of V alone.
+ * One launch reads each logit once: a warp makes the sum of its run (sample.cuh), and the block
+ * that is the last of a sample's to be done chooses the token from the sums (sample_pick.cuh),
+ * while other blocks read other samples. What it must look at again is in the L2 cache mostly.
+ * Which sample a block works on, and what for, it finds on the device, so one launch fits every
+ * step of its padded size. A run's sum depends on its logits alone, and what is put together of
+ * runs are maxima and integers: nothing depends on the number of samples or on who is last.
+ *
+ * seen[] is a slot's only while its sequence penalises: cleared and counted when such a sequence
+ * starts, and left as it is by all others, which neither read nor write it.
  */
-#include "kernels/cuda/device.cuh"
-#include "kernels/sampling_math.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/sample_pick.cuh"
 
 #include <assert.h>
 
-enum { THREADS = 1024 };
-
-/* What a block shares. */
-struct shared_sums {
-    double mass[THREADS];
-    uint64_t key[THREADS];
+enum {
+    START_THREADS = 1024,
+    BLOCKS = 3,   /* of a multiprocessor */
+    DEPTH = 2,    /* runs that a warp has on their way */
+    SPAN_MAX = 9, /* runs of a warp */
 };
 
-/* Work rows of a block: x after the effects, and what it is drawn with. */
-struct draw {
-    const float *x; /* [V] */
-    int32_t V;
-    float max;
-    float temperature;
-};
+/* ---- sums of runs ---- */
 
-/* ---- device helpers ---- */
-
-/* Larger for likelier: the float's order, then the lower id. No two tokens have the same. */
-__device__ static inline uint64_t order_key(float value, int32_t token)
+/* A sample's two sources: the raw logits, as `raw` says where they are, and what is drawn from. */
+__device__ static void open_sources(struct source *source, struct source raw,
+                                    const struct step_sample &sample, struct slot_view slots)
 {
-    uint32_t bits = __float_as_uint(value == 0.0f ? 0.0f : value);
-    uint32_t order = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-    return (uint64_t)order << 32 | (uint32_t)~token;
-}
-
-__device__ static inline int32_t key_token(uint64_t key)
-{
-    return (int32_t) ~(uint32_t)key;
-}
-
-__device__ static double sum_all(double value, struct shared_sums *shared)
-{
-    shared->mass[threadIdx.x] = value;
-    __syncthreads();
-    for (int32_t half = THREADS / 2; half > 0; half /= 2) {
-        if ((int32_t)threadIdx.x < half)
-            shared->mass[threadIdx.x] += shared->mass[threadIdx.x + half];
-        __syncthreads();
+    raw.heat = heat_of(1.0f);
+    source[0] = raw;
+    raw.sum += raw.run_count;
+    if (sample.kind == STEP_DRAW) {
+        const struct sampling *sampling = &slots.sampling[sample.slot];
+        raw.sampling = sampling;
+        if (sampling_penalises(sampling))
+            raw.seen = slots.seen + (int64_t)sample.slot * raw.V;
+        raw.masked = sample.output_index < sampling->min_tokens && sampling->stop_count > 0;
+        raw.changed = raw.masked || raw.seen != NULL || sampling->bias_count > 0;
+        raw.weighed = needs_mass(sampling, raw.V);
+        if (!sampling_greedy(sampling))
+            raw.heat = heat_of(sampling->temperature);
     }
-    double sum = shared->mass[0];
-    __syncthreads();
-    return sum;
+    source[1] = raw;
 }
 
-__device__ static uint64_t max_all(uint64_t key, struct shared_sums *shared)
+__device__ static inline void write_sum(struct run_sum *target, const struct run_sum &sum)
 {
-    shared->key[threadIdx.x] = key;
-    __syncthreads();
-    for (int32_t half = THREADS / 2; half > 0; half /= 2) {
-        if ((int32_t)threadIdx.x < half)
-            shared->key[threadIdx.x] =
-                max(shared->key[threadIdx.x], shared->key[threadIdx.x + half]);
-        __syncthreads();
+    *(float4 *)target = make_float4(sum.max, sum.mass, __int_as_float(sum.token), 0.0f);
+}
+
+/* The sums of a run that is in x: of the raw logits where they are reported, and of what is drawn
+ * from. */
+template <bool changed>
+__device__ static __forceinline__ void sum_run(float (&x)[LANE_VALUES], const struct source *source,
+                                               bool reports, int32_t run)
+{
+    struct run_sum sum = {0.0f, 0.0f, 0};
+    settle(x);
+    if (reports) {
+        find_top(&sum, x, run);
+        sum.mass = run_mass(sum.max, x, source[0].heat);
+        if (lane_of() == 0)
+            write_sum(&source[0].sum[run], sum);
     }
-    uint64_t max_key = shared->key[0];
-    __syncthreads();
-    return max_key;
+    if (changed)
+        change(x, source[1], run);
+    if (changed || !reports)
+        find_top(&sum, x, run);
+    if (source[1].weighed)
+        sum.mass = run_mass(sum.max, x, source[1].heat);
+    if (lane_of() == 0)
+        write_sum(&source[1].sum[run], sum);
 }
 
-/* The greatest key below `bound` of finite(x); 0 when there is none. */
-__device__ static uint64_t next_key(const float *x, int32_t V, uint64_t bound,
-                                    struct shared_sums *shared)
+/* Every WARPS-th run from `run` to `end`; the first DEPTH of them are on their way. */
+template <bool changed, int depth>
+__device__ static __forceinline__ void sum_runs(float (&x)[DEPTH][LANE_VALUES],
+                                                const struct source *source, bool reports,
+                                                int32_t run, int32_t end)
 {
-    uint64_t best = 0;
-    for (int32_t i = threadIdx.x; i < V; i += THREADS) {
-        uint64_t key = order_key(sampling_finite(x[i]), i);
-        if (key < bound)
-            best = max(best, key);
-    }
-    return max_all(best, shared);
-}
-
-__device__ static inline double weight_of(const struct draw &draw, int32_t token)
-{
-    return (double)expf((draw.x[token] - draw.max) / draw.temperature);
-}
-
-/* Mass (or number, where `counts`) of the tokens with keys of at least `least`. */
-__device__ static double mass_from(const struct draw &draw, uint64_t least, bool counts,
-                                   struct shared_sums *shared)
-{
-    double sum = 0.0;
-    for (int32_t i = threadIdx.x; i < draw.V; i += THREADS)
-        if (order_key(draw.x[i], i) >= least)
-            sum += counts ? 1.0 : weight_of(draw, i);
-    return sum_all(sum, shared);
-}
-
-/* The least key, from `least` on, such that the mass (or number) above it is below `limit`. A
- * token is kept exactly when its key is not below that. */
-__device__ static uint64_t least_kept(const struct draw &draw, uint64_t least, double limit,
-                                      bool counts, struct shared_sums *shared)
-{
-    uint64_t low = least, high = order_key(draw.max, 0);
-    while (low < high) {
-        uint64_t middle = low + (high - low) / 2;
-        if (mass_from(draw, middle + 1, counts, shared) < limit)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
-/* Every id once: a token that is listed twice gets both biases, in their order. */
-__device__ static void add_bias(float *x, const struct sampling *sampling)
-{
-    for (int32_t i = threadIdx.x; i < sampling->bias_count; i += THREADS) {
-        int32_t token = sampling->bias_token[i];
-        bool is_first = true;
-        for (int32_t j = 0; j < i; j++)
-            is_first = is_first && sampling->bias_token[j] != token;
-        for (int32_t j = i; is_first && j < sampling->bias_count; j++)
-            if (sampling->bias_token[j] == token)
-                x[token] += sampling->bias_value[j];
-    }
-    __syncthreads();
-}
-
-/* x = the logits after all effects before the temperature. */
-__device__ static void apply_effects(float *x, const float *logits, int32_t V,
-                                     const struct sampling *sampling, const int32_t *seen,
-                                     int32_t output_index)
-{
-    for (int32_t i = threadIdx.x; i < V; i += THREADS)
-        x[i] = sampling_finite(logits[i]);
-    __syncthreads();
-    add_bias(x, sampling);
-    if (output_index < sampling->min_tokens) {
-        for (int32_t i = threadIdx.x; i < sampling->stop_count; i += THREADS)
-            x[sampling->stop_token[i]] = -INFINITY;
-        __syncthreads();
-    }
-    if (sampling_penalises(sampling)) {
-        for (int32_t i = threadIdx.x; i < V; i += THREADS)
-            if (seen[i] != 0)
-                x[i] = sampling_finite(sampling_penalise(sampling, x[i], seen[i] / 2));
-        __syncthreads();
-    }
-}
-
-/* The first id at which the running mass of the kept exceeds u times all of it. Thread i has the
- * i-th run of ids; the runs are joined in order. */
-__device__ static int32_t draw_token(const struct draw &draw, uint64_t least, double u,
-                                     struct shared_sums *shared)
-{
-    __shared__ int32_t token;
-    int32_t run = (draw.V + THREADS - 1) / THREADS;
-    int32_t first = min((int32_t)threadIdx.x * run, draw.V), end = min(first + run, draw.V);
-    double own = 0.0;
-    for (int32_t i = first; i < end; i++)
-        if (order_key(draw.x[i], i) >= least)
-            own += weight_of(draw, i);
-    shared->mass[threadIdx.x] = own;
-    __syncthreads();
-
-    double total = 0.0, before = 0.0;
-    int32_t chosen = 0;
-    for (int32_t i = 0; i < THREADS; i++)
-        total += shared->mass[i];
-    for (int32_t i = 0; i < THREADS && before <= u * total; i++) {
-        if (shared->mass[i] > 0.0)
-            chosen = i;
-        before += shared->mass[i];
-    }
-    if ((int32_t)threadIdx.x == chosen) {
-        /* Where rounding leaves none that exceeds, the run's last one. */
-        double running = 0.0;
-        for (int32_t i = 0; i < chosen; i++)
-            running += shared->mass[i];
-        for (int32_t i = first; i < end && running <= u * total; i++) {
-            double weight = order_key(draw.x[i], i) >= least ? weight_of(draw, i) : 0.0;
-            running += weight;
-            if (weight > 0.0)
-                token = i;
+    for (; run < end; run += depth * WARPS) {
+#pragma unroll
+        for (int32_t j = 0; j < depth; j++) {
+            if (run + j * WARPS < end)
+                sum_run<changed>(x[j], source, reports, run + j * WARPS);
+            if (run + (j + depth) * WARPS < end)
+                fetch(x[j], source[0], run + (j + depth) * WARPS);
         }
     }
-    __syncthreads();
-    int32_t result = token;
-    __syncthreads();
-    return result;
 }
 
-/* The token of a STEP_DRAW sample. */
-__device__ static int32_t pick(const float *x, int32_t V, const struct sampling *sampling,
-                               int32_t output_index, struct shared_sums *shared)
+/* True in the block that is the last of a sample's to come here: it sees what the others wrote. */
+__device__ static inline bool is_last(uint32_t *arrived)
 {
-    uint64_t best = next_key(x, V, UINT64_MAX, shared);
-    int32_t top = key_token(best);
-    if (!(x[top] > -INFINITY))
-        return 0;
-    if (sampling_greedy(sampling))
-        return top;
-
-    struct draw draw = {x, V, x[top], sampling->temperature};
-    uint64_t least = 0;
-    if (sampling->min_p > 0.0f)
-        least = order_key(sampling_floor(sampling, draw.max), -1) & ~(uint64_t)UINT32_MAX;
-    int32_t keep_count = sampling_keep_count(sampling, V);
-    if (keep_count < V)
-        least = least_kept(draw, least, (double)keep_count, true, shared);
-    if (sampling->top_p < 1.0f) {
-        double mass = mass_from(draw, least, false, shared);
-        least = least_kept(draw, least, (double)sampling->top_p * mass, false, shared);
+    __shared__ bool last;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence();
+        last = atomicInc(arrived, gridDim.x - 1) == gridDim.x - 1;
+        __threadfence();
     }
-    return draw_token(draw, least, sampling_uniform(sampling->seed, output_index), shared);
+    __syncthreads();
+    return last;
 }
+
+/* ---- what is reported ---- */
 
 /* log softmax; logits may be so large that the mass is lost in their sum. */
 __device__ static inline float log_share(float x, float max_logit, double log_mass)
@@ -226,81 +113,149 @@ __device__ static inline float log_share(float x, float max_logit, double log_ma
     return (float)((double)x - (double)max_logit - log_mass);
 }
 
-/* Log-probability, rank and likeliest tokens of the raw logits. */
-__device__ static void report(struct drawn *drawn, const float *logits, int32_t V, int32_t token,
-                              int32_t top_count, struct shared_sums *shared)
+/* How many logits are above `own`. */
+__device__ static int32_t rank_of(struct pick *pick, const struct source &source, float own)
 {
-    uint64_t key = next_key(logits, V, UINT64_MAX, shared);
-    float own = sampling_finite(logits[token]);
-    float max_logit = sampling_finite(logits[key_token(key)]);
-    double sum = 0.0, above = 0.0;
-    for (int32_t i = threadIdx.x; i < V; i += THREADS) {
-        float x = sampling_finite(logits[i]);
-        sum += max_logit > -INFINITY ? (double)expf(x - max_logit) : 0.0;
-        above += x > own ? 1.0 : 0.0;
-    }
-    double log_mass = log(sum_all(sum, shared));
-    double rank = sum_all(above, shared);
-    bool any = max_logit > -INFINITY;
-    if (threadIdx.x == 0) {
-        drawn->logprob = any ? log_share(own, max_logit, log_mass) : -INFINITY;
-        drawn->rank = (int32_t)rank;
-    }
-    for (int32_t i = 0; i < min(top_count, V); i++) {
-        float x = sampling_finite(logits[key_token(key)]);
-        if (!(x > -INFINITY)) /* what follows has no probability */
-            break;
-        if (threadIdx.x == 0) {
-            drawn->top_token[i] = key_token(key);
-            drawn->top_logprob[i] = log_share(x, max_logit, log_mass);
+    uint64_t above = 0, total;
+    float x[LANE_VALUES], ahead[LANE_VALUES];
+    if (!(source.max > own))
+        return 0;
+    for (int32_t first = 0; first < source.run_count; first += STRIP) {
+        make_active(pick, source, first, own);
+        for (int32_t i = warp_of(); i < pick->active_count; i += WARPS) {
+            (void)take(x, ahead, pick, source, first, i);
+#pragma unroll
+            for (int32_t j = 0; j < LANE_VALUES; j++)
+                above += x[j] > own ? 1 : 0;
         }
-        key = next_key(logits, V, key, shared);
+    }
+    (void)scan(pick, above, &total);
+    return (int32_t)total;
+}
+
+/* Puts the `count` likeliest in front of the list; how many there are. */
+__device__ static int32_t list_likeliest(struct pick *pick, const struct source &source,
+                                         int32_t count)
+{
+    float floor = floor_of_count(pick, source, count);
+    int32_t listed = collect(pick, source, key_from(floor), UINT64_MAX);
+    if (listed > LIST_MAX) {
+        uint64_t least = least_kept(pick, source, key_from(-FLT_MAX), (uint64_t)count, true);
+        listed = collect(pick, source, least, UINT64_MAX);
+    }
+    sort(pick, listed);
+    return min(listed, count);
+}
+
+/* Log-probability, rank and likeliest tokens of the raw logits. */
+__device__ static void report(struct pick *pick, struct drawn *drawn, struct source *source,
+                              int32_t token, int32_t top_count)
+{
+    int32_t lane = threadIdx.x, listed = 0;
+    float own = sampling_finite(source->logits[token]);
+    (void)find_max(pick, source);
+    bool any = source->max > -INFINITY;
+    double mass = any ? (double)total_mass(pick, *source) : 1.0;
+    double log_mass = log(mass / (double)(1ull << MASS_BITS));
+    int32_t rank = rank_of(pick, *source, own);
+    if (any && top_count > 0)
+        listed = list_likeliest(pick, *source, min(top_count, source->V));
+    if (lane < SAMPLING_TOP_MAX) {
+        uint64_t key = lane < listed ? pick->list[lane] : 0;
+        drawn->top_token[lane] = lane < listed ? key_token(key) : -1;
+        drawn->top_logprob[lane] =
+            lane < listed ? log_share(key_value(key), source->max, log_mass) : 0.0f;
+    }
+    if (lane == 0) {
+        drawn->logprob = any ? log_share(own, source->max, log_mass) : -INFINITY;
+        drawn->rank = rank;
+    }
+}
+
+__device__ static void report_nothing(struct drawn *drawn)
+{
+    if (threadIdx.x < SAMPLING_TOP_MAX) {
+        drawn->top_token[threadIdx.x] = -1;
+        drawn->top_logprob[threadIdx.x] = 0.0f;
+    }
+    if (threadIdx.x == 0) {
+        drawn->logprob = 0.0f;
+        drawn->rank = 0;
     }
 }
 
 /* ---- kernels ---- */
 
-__global__ void __launch_bounds__(THREADS)
-    sample_kernel(struct drawn *drawn, float *work, const float *logits, struct step_view step,
-                  struct slot_view slots, int32_t V, int32_t first, int32_t count)
+/* By the last block of a sample. Its own function, so that what it needs of registers is not what
+ * the sums get. */
+__device__ static __noinline__ void finish(const struct source *source, struct drawn *drawn,
+                                           const struct step_sample *sample, struct slot_view slots,
+                                           uint64_t *kept)
 {
-    __shared__ struct shared_sums shared;
-    float *x = work + (int64_t)blockIdx.x * V;
-    for (int32_t i = blockIdx.x; i < count; i += gridDim.x) {
-        int32_t s = first + i;
-        if (s >= step.counts->sample_count)
-            return;
-        const struct step_sample *sample = &step.sample[s];
-        const float *row = logits + (int64_t)i * V;
-        int32_t token = sample->token;
-        if (sample->kind == STEP_DRAW) {
-            const struct sampling *sampling = &slots.sampling[sample->slot];
-            int32_t *seen = slots.seen + (int64_t)sample->slot * V;
-            apply_effects(x, row, V, sampling, seen, sample->output_index);
-            token = pick(x, V, sampling, sample->output_index, &shared);
-            if (threadIdx.x == 0) {
-                seen[token] += 2;
-                slots.last[sample->slot] = token;
-            }
-        }
-        if (threadIdx.x < SAMPLING_TOP_MAX) {
-            drawn[s].top_token[threadIdx.x] = -1;
-            drawn[s].top_logprob[threadIdx.x] = 0.0f;
-        }
-        if (threadIdx.x == 0) {
-            drawn[s].token = token;
-            drawn[s].logprob = 0.0f;
-            drawn[s].rank = 0;
-        }
-        __syncthreads();
-        if (sample->top_count >= 0)
-            report(&drawn[s], row, V, token, sample->top_count, &shared);
-        __syncthreads();
+    __shared__ struct pick pick;
+    int32_t token = sample->token;
+    if (threadIdx.x == 0) {
+        pick.raw = source[0];
+        pick.drawn = source[1];
     }
+    __syncthreads();
+    if (sample->kind == STEP_DRAW) {
+        token = draw_token(&pick, &pick.drawn, sample->output_index, kept);
+        if (threadIdx.x == 0) {
+            if (pick.drawn.seen != NULL)
+                slots.seen[(int64_t)sample->slot * pick.drawn.V + token] += 2;
+            slots.last[sample->slot] = token;
+        }
+    }
+    if (threadIdx.x == 0)
+        drawn->token = token;
+    if (sample->top_count >= 0)
+        report(&pick, drawn, &pick.raw, token, sample->top_count);
+    else
+        report_nothing(drawn);
+}
+
+/* Blocks (x, i) work on sample first + i, a warp on `span` of its runs. */
+__global__ void __launch_bounds__(THREADS, BLOCKS)
+    sample_kernel(struct sample_view view, struct drawn *drawn, const float *logits,
+                  struct step_view step, struct slot_view slots, int32_t V, int32_t first,
+                  int32_t span)
+{
+    __shared__ struct source source[2]; /* raw, and what is drawn from */
+    int32_t i = blockIdx.y, s = first + i, run_count = (V + RUN - 1) / RUN;
+    kernel_yield();
+    kernel_wait();
+    if (s >= step.counts->sample_count)
+        return;
+    const struct step_sample *sample = &step.sample[s];
+    struct source raw = {};
+    raw.logits = logits + (int64_t)i * V;
+    raw.V = V;
+    raw.run_count = run_count;
+    raw.quads = V % 4 == 0 && (uintptr_t)logits % sizeof(float4) == 0;
+    raw.sum = view.sum + (int64_t)(2 * i) * run_count;
+
+    int32_t run = (int32_t)blockIdx.x * span * WARPS + warp_of();
+    int32_t end = min((int32_t)(blockIdx.x + 1) * span * WARPS, run_count);
+    float x[DEPTH][LANE_VALUES];
+#pragma unroll
+    for (int32_t j = 0; j < DEPTH; j++) /* before anything waits for the sample's parameters */
+        if (run + j * WARPS < end)
+            fetch(x[j], raw, run + j * WARPS);
+    if (threadIdx.x == 0)
+        open_sources(source, raw, *sample, slots);
+    __syncthreads();
+    bool reports = sample->top_count >= 0;
+    if (source[1].changed)
+        sum_runs<true, 1>(x, source, reports, run, end);
+    else
+        sum_runs<false, DEPTH>(x, source, reports, run, end);
+    if (is_last(&view.arrived[i]))
+        finish(source, &drawn[s], sample, slots, view.kept + (int64_t)i * run_count);
 }
 
 /* A block is one start. */
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(START_THREADS)
     start_kernel(struct slot_view slots, struct step_view step, int32_t V)
 {
     const struct step_start *start = &step.start[blockIdx.x];
@@ -308,12 +263,14 @@ __global__ void __launch_bounds__(THREADS)
     const int32_t *source = (const int32_t *)&start->sampling;
     int32_t *target = (int32_t *)&slots.sampling[start->slot];
     static_assert(sizeof(struct sampling) % sizeof(int32_t) == 0, "copied by words");
-    for (int32_t i = threadIdx.x; i < (int32_t)(sizeof(struct sampling) / 4); i += THREADS)
+    for (int32_t i = threadIdx.x; i < (int32_t)(sizeof(struct sampling) / 4); i += START_THREADS)
         target[i] = source[i];
-    for (int32_t i = threadIdx.x; i < V; i += THREADS)
+    if (!sampling_penalises(&start->sampling))
+        return;
+    for (int32_t i = threadIdx.x; i < V; i += START_THREADS)
         seen[i] = 0;
     __syncthreads();
-    for (int32_t i = threadIdx.x; i < start->token_count; i += THREADS) {
+    for (int32_t i = threadIdx.x; i < start->token_count; i += START_THREADS) {
         int32_t token = step.history[start->token_first + i];
         if (i < start->prompt_count)
             atomicOr(&seen[token], 1);
@@ -324,23 +281,43 @@ __global__ void __launch_bounds__(THREADS)
 
 /* ---- launchers ---- */
 
+bool cuda_sample_open(struct device *device)
+{
+    size_t runs = ((size_t)device->options.vocab_count + RUN - 1) / RUN * SAMPLE_ROWS;
+    struct sample_view *view = &device->sample;
+    view->sum = (struct run_sum *)cuda_alloc(device, 2 * runs * sizeof(struct run_sum));
+    view->kept = (uint64_t *)cuda_alloc(device, runs * sizeof(uint64_t));
+    view->arrived = (uint32_t *)cuda_alloc(device, SAMPLE_ROWS * sizeof(uint32_t));
+    return view->sum != NULL && view->kept != NULL && view->arrived != NULL;
+}
+
 void cuda_sample_start(struct device *device, int32_t start_count)
 {
     if (start_count == 0)
         return;
-    start_kernel<<<start_count, THREADS, 0, device->stream>>>(device->slots, device->step,
-                                                              device->options.vocab_count);
+    start_kernel<<<start_count, START_THREADS, 0, device->stream>>>(device->slots, device->step,
+                                                                    device->options.vocab_count);
     launch_check(device, __func__);
+}
+
+/* Runs that a warp takes one after another: as many as give every block a place at once, up to
+ * SPAN_MAX, so that the last block's work hides behind the reading of other samples. */
+static int32_t span_of(const struct device *device, int32_t runs, int32_t rows)
+{
+    int32_t span = ceil_div(runs * rows, device->core_count * BLOCKS * WARPS);
+    return span < SPAN_MAX ? span : (int32_t)SPAN_MAX;
 }
 
 void cuda_sample(struct device *device, float *logits, int32_t first, int32_t count)
 {
+    int32_t V = device->options.vocab_count, runs = ceil_div(V, RUN);
     assert(first + count <= device->options.sample_max);
-    if (count == 0)
-        return;
-    int32_t blocks = count < SAMPLE_ROWS ? count : (int32_t)SAMPLE_ROWS;
-    sample_kernel<<<blocks, THREADS, 0, device->stream>>>(
-        device->drawn, device->work, logits, device->step, device->slots,
-        device->options.vocab_count, first, count);
-    launch_check(device, __func__);
+    for (int32_t i = 0; i < count; i += SAMPLE_ROWS) {
+        int32_t rows = count - i < SAMPLE_ROWS ? count - i : (int32_t)SAMPLE_ROWS;
+        int32_t span = span_of(device, runs, rows);
+        struct launch_shape shape = {dim3((uint32_t)ceil_div(runs, span * WARPS), (uint32_t)rows),
+                                     dim3(THREADS), 0};
+        launch(device, __func__, sample_kernel, shape, device->sample, device->drawn,
+               logits + (int64_t)i * V, device->step, device->slots, V, first + i, span);
+    }
 }

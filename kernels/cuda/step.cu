@@ -1,28 +1,81 @@
 /* Steps: from plain data to the device and back, two in flight.
  *
- * step_begin copies the step into pinned memory of its own and queues the copies to the device;
- * step_end queues the copy of the samples into pinned memory and an event; sync waits for the
- * oldest step's event. A step's pinned memory is used again only after its sync, so nothing that
- * a queued copy still reads is overwritten.
+ * step_begin copies the step into pinned memory of its own, from which one kernel takes it over:
+ * a copy a part would cost the device more than the step's data do. step_end queues the copy of
+ * the samples into pinned memory and an event; sync waits for the oldest step's event. A step's
+ * pinned memory is used again only after its sync, so nothing that is still read is overwritten.
  */
-#include "kernels/cuda/device.cuh"
+#include "kernels/cuda/kv.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
 
-enum { THREADS = 128, PART_ALIGN = 256 };
+enum {
+    THREADS = 128,
+    PART_ALIGN = 256,
+    COPY_BLOCKS = 8,
+    CHANGE_BLOCKS_MAX = 64,
+    KERNEL_COPY_MAX = 1 << 16, /* bytes of history; more come by a copy of its own */
+};
 
-/* A block is one row: whose tokens they are, where they stand, and ids known here alone. */
-__global__ void row_kernel(struct step_view step, struct slot_view slots)
+/* What is taken over, all of it in pinned memory. */
+struct begin_work {
+    const uint8_t *staged;
+    uint8_t *target;                /* laid out as `staged` */
+    size_t part_offset[PART_COUNT]; /* in both */
+    int32_t part_words[PART_COUNT]; /* of four bytes, to be copied as they are */
+    int32_t change_count, change_blocks;
+    int32_t row_count;
+};
+
+__device__ static void copy_parts(const struct begin_work &work)
 {
-    struct step_row row = step.row[blockIdx.x];
-    for (int32_t i = threadIdx.x; i < row.token_count; i += THREADS) {
-        step.slot[row.token_first + i] = row.slot;
-        step.position[row.token_first + i] = row.position + i;
+    int32_t thread = blockIdx.x * THREADS + threadIdx.x;
+    for (int32_t part = 0; part < PART_COUNT; part++) {
+        const uint32_t *source = (const uint32_t *)(work.staged + work.part_offset[part]);
+        uint32_t *target = (uint32_t *)(work.target + work.part_offset[part]);
+        for (int32_t i = thread; i < work.part_words[part]; i += COPY_BLOCKS * THREADS)
+            target[i] = source[i];
     }
-    if (row.token_on_device && threadIdx.x == 0)
-        step.token[row.token_first] = slots.last[row.slot];
+}
+
+/* A block is one row: its tokens, also those known here alone, whose they are, where they stand. */
+__device__ static void take_row(const struct begin_work &work, const struct step_view &step,
+                                const struct slot_view &slots, int32_t index)
+{
+    const uint8_t *rows = work.staged + work.part_offset[PART_ROW];
+    const uint8_t *tokens = work.staged + work.part_offset[PART_TOKEN];
+    struct step_row row = ((const struct step_row *)rows)[index];
+    for (int32_t i = threadIdx.x; i < row.token_count; i += THREADS) {
+        int32_t t = row.token_first + i;
+        step.slot[t] = row.slot;
+        step.position[t] = row.position + i;
+        step.token[t] = row.token_on_device ? slots.last[row.slot] : ((const int32_t *)tokens)[t];
+    }
+}
+
+__global__ void __launch_bounds__(THREADS)
+    begin_kernel(const __grid_constant__ struct begin_work work, struct step_view step,
+                 struct slot_view slots, struct kv_view kv)
+{
+    int32_t block = blockIdx.x;
+    kernel_yield();
+    kernel_wait();
+    if (block < COPY_BLOCKS) {
+        copy_parts(work);
+    } else if (block < COPY_BLOCKS + work.change_blocks) {
+        const uint8_t *changes = work.staged + work.part_offset[PART_CHANGE];
+        int32_t first = (block - COPY_BLOCKS) * THREADS + threadIdx.x;
+        for (int32_t i = first; i < work.change_count; i += work.change_blocks * THREADS) {
+            struct step_change change = ((const struct step_change *)changes)[i];
+            int64_t table = (int64_t)change.slot * kv.group_count + change.group;
+            kv.table[table * kv.table_width + change.index] = change.block;
+        }
+    } else {
+        take_row(work, step, slots, block - COPY_BLOCKS - work.change_blocks);
+    }
 }
 
 /* ---- life ---- */
@@ -53,7 +106,6 @@ static void view(struct device *device)
     device->step.counts = (const struct step_counts *)(data + offset[PART_COUNTS]);
     device->step.start = (const struct step_start *)(data + offset[PART_START]);
     device->step.history = (const int32_t *)(data + offset[PART_HISTORY]);
-    device->step.change = (const struct step_change *)(data + offset[PART_CHANGE]);
     device->step.move = (const struct step_move *)(data + offset[PART_MOVE]);
     device->step.row = (const struct step_row *)(data + offset[PART_ROW]);
     device->step.token = (int32_t *)(data + offset[PART_TOKEN]);
@@ -85,14 +137,14 @@ bool cuda_step_open(struct device *device)
     device->slots.sampling = (struct sampling *)cuda_alloc(device, slots * sizeof(struct sampling));
     device->slots.seen = (int32_t *)cuda_alloc(device, slots * V * sizeof(int32_t));
     device->slots.last = (int32_t *)cuda_alloc(device, slots * sizeof(int32_t));
-    device->work = (float *)cuda_alloc(device, SAMPLE_ROWS * V * sizeof(float));
+    bool has_sample = cuda_sample_open(device);
     for (int32_t i = 0; i < STEP_DEPTH; i++)
         if (!flight_open(device, &device->flight[i]))
             return false;
     return device->step_data != NULL && device->step.slot != NULL &&
            device->step.position != NULL && device->drawn != NULL &&
            device->slots.sampling != NULL && device->slots.seen != NULL &&
-           device->slots.last != NULL && device->work != NULL;
+           device->slots.last != NULL && has_sample;
 }
 
 void cuda_step_close(struct device *device)
@@ -108,15 +160,20 @@ void cuda_step_close(struct device *device)
 
 /* ---- steps ---- */
 
-/* Through pinned memory to the part's place on the device. */
-static void stage(struct device *device, const struct flight *flight, enum step_part part,
-                  const void *source, size_t bytes)
+/* Into the step's pinned memory, and on to the same place on the device. */
+static void stage(struct device *device, const struct flight *flight, struct begin_work *work,
+                  enum step_part part, const void *source, size_t bytes)
 {
     size_t offset = device->part_offset[part];
     assert(bytes <= device->part_offset[part + 1] - offset);
+    assert(bytes % sizeof(uint32_t) == 0);
     if (bytes == 0)
         return;
     memcpy(flight->staging + offset, source, bytes);
+    if (bytes <= KERNEL_COPY_MAX) {
+        work->part_words[part] = (int32_t)(bytes / sizeof(uint32_t));
+        return;
+    }
     (void)cuda_check(device,
                      cudaMemcpyAsync(device->step_data + offset, flight->staging + offset, bytes,
                                      cudaMemcpyHostToDevice, device->stream),
@@ -136,6 +193,29 @@ static struct row_range rows_of(const struct step *step)
     return rows;
 }
 
+/* What the device takes over in its own way. */
+static void stage_only(struct device *device, const struct flight *flight, enum step_part part,
+                       const void *source, size_t bytes)
+{
+    size_t offset = device->part_offset[part];
+    assert(bytes <= device->part_offset[part + 1] - offset);
+    if (bytes > 0)
+        memcpy(flight->staging + offset, source, bytes);
+}
+
+static void begin(struct device *device, struct begin_work *work, const struct flight *flight)
+{
+    int32_t blocks = ceil_div(work->change_count, THREADS);
+    work->change_blocks = blocks < CHANGE_BLOCKS_MAX ? blocks : (int32_t)CHANGE_BLOCKS_MAX;
+    work->staged = flight->staging;
+    work->target = device->step_data;
+    for (int32_t i = 0; i < PART_COUNT; i++)
+        work->part_offset[i] = device->part_offset[i];
+    struct launch_shape shape = {dim3(COPY_BLOCKS + work->change_blocks + work->row_count),
+                                 dim3(THREADS), 0};
+    launch(device, __func__, begin_kernel, shape, *work, device->step, device->slots, device->kv);
+}
+
 void cuda_step_begin(struct device *device, const struct step *step)
 {
     struct flight *flight = &device->flight[device->begun % STEP_DEPTH];
@@ -153,27 +233,27 @@ void cuda_step_begin(struct device *device, const struct step *step)
     flight->ended = false;
     flight->sample_count = step->sample_count;
 
-    stage(device, flight, PART_COUNTS, &counts, sizeof(counts));
-    stage(device, flight, PART_START, step->start,
+    struct begin_work work = {};
+    work.change_count = step->change_count;
+    work.row_count = step->row_count;
+    stage(device, flight, &work, PART_COUNTS, &counts, sizeof(counts));
+    stage(device, flight, &work, PART_START, step->start,
           (size_t)step->start_count * sizeof(step->start[0]));
-    stage(device, flight, PART_HISTORY, step->history,
+    stage(device, flight, &work, PART_HISTORY, step->history,
           (size_t)step->history_count * sizeof(step->history[0]));
-    stage(device, flight, PART_CHANGE, step->change,
-          (size_t)step->change_count * sizeof(step->change[0]));
-    stage(device, flight, PART_MOVE, step->move, (size_t)step->move_count * sizeof(step->move[0]));
-    stage(device, flight, PART_ROW, step->row, (size_t)step->row_count * sizeof(step->row[0]));
-    stage(device, flight, PART_TOKEN, step->token,
-          (size_t)step->token_count * sizeof(step->token[0]));
-    stage(device, flight, PART_SAMPLE, step->sample,
+    stage(device, flight, &work, PART_MOVE, step->move,
+          (size_t)step->move_count * sizeof(step->move[0]));
+    stage(device, flight, &work, PART_ROW, step->row,
+          (size_t)step->row_count * sizeof(step->row[0]));
+    stage(device, flight, &work, PART_SAMPLE, step->sample,
           (size_t)step->sample_count * sizeof(step->sample[0]));
-
+    stage_only(device, flight, PART_CHANGE, step->change,
+               (size_t)step->change_count * sizeof(step->change[0]));
+    stage_only(device, flight, PART_TOKEN, step->token,
+               (size_t)step->token_count * sizeof(step->token[0]));
+    begin(device, &work, flight);
     cuda_sample_start(device, step->start_count);
-    cuda_kv_change(device, step->change_count);
     cuda_kv_copy(device, step->move_count);
-    if (step->row_count > 0) {
-        row_kernel<<<step->row_count, THREADS, 0, device->stream>>>(device->step, device->slots);
-        launch_check(device, __func__);
-    }
 }
 
 void cuda_step_end(struct device *device, struct step_result *result)

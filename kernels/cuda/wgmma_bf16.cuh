@@ -21,39 +21,36 @@ template <int N> struct wgmma_bf16;
 template <> struct wgmma_bf16<8> {
     __device__ static inline void multiply(float (&d)[1][4], uint64_t a, uint64_t b, int32_t add)
     {
-        asm volatile(
-            "{.reg .pred p; setp.ne.b32 p, %6, 0; "
-            "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
-            "{%0, %1, %2, %3}, "
-            "%4, %5, p, 1, 1, 0, 0;}"
-            : ACCUMULATORS(0)
-            : "l"(a), "l"(b), "r"(add));
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %6, 0; "
+                     "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3}, "
+                     "%4, %5, p, 1, 1, 0, 0;}"
+                     : ACCUMULATORS(0)
+                     : "l"(a), "l"(b), "r"(add));
     }
 };
 
 template <> struct wgmma_bf16<16> {
     __device__ static inline void multiply(float (&d)[2][4], uint64_t a, uint64_t b, int32_t add)
     {
-        asm volatile(
-            "{.reg .pred p; setp.ne.b32 p, %10, 0; "
-            "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
-            "{%0, %1, %2, %3, %4, %5, %6, %7}, "
-            "%8, %9, p, 1, 1, 0, 0;}"
-            : ACCUMULATORS(0), ACCUMULATORS(1)
-            : "l"(a), "l"(b), "r"(add));
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %10, 0; "
+                     "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7}, "
+                     "%8, %9, p, 1, 1, 0, 0;}"
+                     : ACCUMULATORS(0), ACCUMULATORS(1)
+                     : "l"(a), "l"(b), "r"(add));
     }
 };
 
 template <> struct wgmma_bf16<32> {
     __device__ static inline void multiply(float (&d)[4][4], uint64_t a, uint64_t b, int32_t add)
     {
-        asm volatile(
-            "{.reg .pred p; setp.ne.b32 p, %18, 0; "
-            "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
-            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
-            "%16, %17, p, 1, 1, 0, 0;}"
-            : ACCUMULATORS_4(0)
-            : "l"(a), "l"(b), "r"(add));
+        asm volatile("{.reg .pred p; setp.ne.b32 p, %18, 0; "
+                     "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 "
+                     "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15}, "
+                     "%16, %17, p, 1, 1, 0, 0;}"
+                     : ACCUMULATORS_4(0)
+                     : "l"(a), "l"(b), "r"(add));
     }
 };
 
@@ -99,8 +96,10 @@ template <> struct wgmma_bf16<256> {
             "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
             "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
             "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
-            "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-            "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+            "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "
+            "%111, "
+            "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, "
+            "%126, %127}, "
             "%128, %129, p, 1, 1, 0, 0;}"
             : ACCUMULATORS_16(0), ACCUMULATORS_16(16)
             : "l"(a), "l"(b), "r"(add));
@@ -111,18 +110,6 @@ template <> struct wgmma_bf16<256> {
 #undef ACCUMULATORS_4
 #undef ACCUMULATORS_16
 
-/* Ends a group of products. */
-__device__ static inline void wgmma_commit(void)
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-/* Until at most COUNT groups run. */
-template <int COUNT> __device__ static inline void wgmma_wait_but(void)
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(COUNT) : "memory");
-}
-
 #else /* other GPUs: never launched, see cuda_matmul_fits */
 
 template <int N> struct wgmma_bf16 {
@@ -130,14 +117,6 @@ template <int N> struct wgmma_bf16 {
     {
     }
 };
-
-__device__ static inline void wgmma_commit(void)
-{
-}
-
-template <int COUNT> __device__ static inline void wgmma_wait_but(void)
-{
-}
 
 #endif
 

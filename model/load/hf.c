@@ -211,6 +211,12 @@ static int read_settings(struct hf_config *config, const char *path, char *error
     return status == -ENOENT && config->family != NULL ? 0 : status;
 }
 
+int hf_generation_read(struct hf_config *config, const char *path, char *error, size_t error_bytes)
+{
+    return read_json(config, path, "generation_config.json", hf_config_read_generation, error,
+                     error_bytes);
+}
+
 static void find_prefix(struct hf_folder *folder)
 {
     static const char *const prefixes[] = {"model.", "language_model.model.",

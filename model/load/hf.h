@@ -19,6 +19,8 @@ struct hf_folder {
  * 0, -EINVAL, -ENOTSUP, -ENOENT, -ENOMEM, or open's errno, with the reason. */
 int hf_folder_open(struct hf_folder **folder, const char *path, bool dummy, char *error,
                    size_t error_bytes);
+/* A folder's generation_config.json alone, into a zeroed config. */
+int hf_generation_read(struct hf_config *config, const char *path, char *error, size_t error_bytes);
 void hf_folder_close(struct hf_folder *folder); /* NULL is fine */
 
 /* As the files spell it. */

@@ -443,33 +443,76 @@ static void read_begin(struct hf_reader *reader)
     reader->config->bos_token = (int32_t)token;
 }
 
-static void read_default(struct hf_reader *reader, const char *name, double least, double most,
-                         bool *given, float *value)
+/* A number of the root that is there and in its range. */
+static bool read_default(struct hf_reader *reader, const char *name, double least, double most,
+                         double *number)
+{
+    if (!hf_number(reader, reader->root, name, number))
+        return false;
+    if (*number >= least && *number <= most)
+        return true;
+    hf_refuse(reader, -EINVAL, "%s is %g, not from %g to %g", name, *number, least, most);
+    return false;
+}
+
+static void read_default_real(struct hf_reader *reader, const char *name, double least, double most,
+                              bool *given, float *value)
 {
     double number;
 
-    if (!hf_number(reader, reader->root, name, &number))
+    if (!read_default(reader, name, least, most, &number))
         return;
-    if (number < least || number > most) {
-        hf_refuse(reader, -EINVAL, "%s is %g, not from %g to %g", name, number, least, most);
-        return;
-    }
     *given = true;
     *value = (float)number;
 }
 
+static void read_default_int(struct hf_reader *reader, const char *name, int32_t least, bool *given,
+                             int32_t *value)
+{
+    double number;
+
+    if (!read_default(reader, name, least, INT32_MAX, &number))
+        return;
+    if (number != floor(number)) {
+        hf_refuse(reader, -EINVAL, "%s is %g, no whole number", name, number);
+        return;
+    }
+    *given = true;
+    *value = (int32_t)number;
+}
+
+/* The members that are defaults: those that vLLM takes. */
 static void read_defaults(struct hf_reader *reader)
 {
     struct model_defaults *defaults = &reader->config->defaults;
-    float top_k = 0;
 
-    read_default(reader, "temperature", 0, 100, &defaults->has_temperature, &defaults->temperature);
-    read_default(reader, "top_p", 0, 1, &defaults->has_top_p, &defaults->top_p);
-    read_default(reader, "top_k", -1, 1 << 24, &defaults->has_top_k, &top_k);
-    read_default(reader, "min_p", 0, 1, &defaults->has_min_p, &defaults->min_p);
-    read_default(reader, "repetition_penalty", 0, 100, &defaults->has_repetition_penalty,
-                 &defaults->repetition_penalty);
-    defaults->top_k = (int32_t)top_k;
+    read_default_real(reader, "temperature", 0, 100, &defaults->has_temperature,
+                      &defaults->temperature);
+    read_default_real(reader, "top_p", 0, 1, &defaults->has_top_p, &defaults->top_p);
+    read_default_real(reader, "min_p", 0, 1, &defaults->has_min_p, &defaults->min_p);
+    read_default_real(reader, "repetition_penalty", 1e-6, 1e6, &defaults->has_repetition_penalty,
+                      &defaults->repetition_penalty);
+    read_default_int(reader, "top_k", -1, &defaults->has_top_k, &defaults->top_k);
+    read_default_int(reader, "max_new_tokens", 1, &defaults->has_max_new_tokens,
+                     &defaults->max_new_tokens);
+}
+
+static void check_defaults(struct hf_reader *reader, const cJSON *root)
+{
+    static const char *const known[] = {"temperature", "top_p",          "top_k",
+                                        "min_p",       "max_new_tokens", "repetition_penalty"};
+    char name[64];
+
+    for (const cJSON *member = root->child; member != NULL; member = member->next) {
+        size_t i = 0;
+        while (i < sizeof(known) / sizeof(*known) && strcmp(member->string, known[i]) != 0)
+            i++;
+        if (i == sizeof(known) / sizeof(*known))
+            hf_refuse(reader, -EINVAL,
+                      "%s is no default that applies; those are temperature, top_p, top_k, min_p, "
+                      "repetition_penalty, max_new_tokens",
+                      json_tree_printable(member->string, name, sizeof(name)));
+    }
 }
 
 /* ---- whole files ---- */
@@ -532,6 +575,20 @@ int hf_config_read_generation(struct hf_config *config, const char *json, size_t
 
     if (reader.status == 0) {
         read_ends(&reader, root);
+        read_defaults(&reader);
+    }
+    cJSON_Delete(root);
+    return reader.status;
+}
+
+int hf_config_read_defaults(struct hf_config *config, const char *json, size_t bytes, char *error,
+                            size_t error_bytes)
+{
+    struct hf_reader reader = {.config = config, .error = error, .error_bytes = error_bytes};
+    cJSON *root = open_json(&reader, json, bytes);
+
+    if (reader.status == 0 && root != NULL) {
+        check_defaults(&reader, root);
         read_defaults(&reader);
     }
     cJSON_Delete(root);

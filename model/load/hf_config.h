@@ -69,6 +69,9 @@ int hf_config_read(struct hf_config *config, const char *json, size_t bytes, cha
 /* Adds generation_config.json. */
 int hf_config_read_generation(struct hf_config *config, const char *json, size_t bytes, char *error,
                               size_t error_bytes);
+/* Adds an object of defaults alone; a member that is none is refused. */
+int hf_config_read_defaults(struct hf_config *config, const char *json, size_t bytes, char *error,
+                            size_t error_bytes);
 /* Adds what tokenizer_config.json calls the special tokens. */
 int hf_config_read_tokenizer(struct hf_config *config, const char *json, size_t bytes, char *error,
                              size_t error_bytes);

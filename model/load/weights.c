@@ -189,9 +189,10 @@ static bool fill_dummy(struct loader *loader, int32_t layer, const struct loader
 }
 
 static void pack(struct loader *loader, struct weight *weight, const char *name,
-                 const struct weight_source *part, int32_t part_count, const float *bias)
+                 const struct weight_source *part, int32_t part_count, const float *bias,
+                 bool gated)
 {
-    int status = loader->ops->weight_pack(loader->device, weight, part, part_count, bias);
+    int status = loader->ops->weight_pack(loader->device, weight, part, part_count, bias, gated);
 
     if (status == -ENOTSUP)
         source_refuse(loader->source, status, "tensor %s: the %s device does not take %s", name,
@@ -201,8 +202,8 @@ static void pack(struct loader *loader, struct weight *weight, const char *name,
                       loader->ops->name);
 }
 
-void loader_linear(struct loader *loader, struct weight *weight, int32_t layer,
-                   const struct loader_part *part, int32_t part_count, int32_t in)
+static void load_linear(struct loader *loader, struct weight *weight, int32_t layer,
+                        const struct loader_part *part, int32_t part_count, int32_t in, bool gated)
 {
     struct weight_source sources[WEIGHT_PART_MAX];
     struct tensor tensor = {0};
@@ -228,9 +229,21 @@ void loader_linear(struct loader *loader, struct weight *weight, int32_t layer,
     for (int32_t i = 0; bias != NULL && i < part_count; i++)
         loader->weight_bytes += (size_t)part[i].out * sizeof(*bias);
     if (!loader->measure) {
-        pack(loader, weight, tensor.name, sources, part_count, bias);
+        pack(loader, weight, tensor.name, sources, part_count, bias, gated);
         if (loader->progress != NULL)
             loader->progress(loader->progress_context, loader->weight_bytes);
     }
     free(bias);
+}
+
+void loader_linear(struct loader *loader, struct weight *weight, int32_t layer,
+                   const struct loader_part *part, int32_t part_count, int32_t in)
+{
+    load_linear(loader, weight, layer, part, part_count, in, false);
+}
+
+void loader_gated_linear(struct loader *loader, struct weight *weight, int32_t layer,
+                         const struct loader_part *part, int32_t part_count, int32_t in)
+{
+    load_linear(loader, weight, layer, part, part_count, in, true);
 }

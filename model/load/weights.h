@@ -49,5 +49,8 @@ void loader_vector(struct loader *loader, const float **vector, enum tensor_role
  * by part. */
 void loader_linear(struct loader *loader, struct weight *weight, int32_t layer,
                    const struct loader_part *part, int32_t part_count, int32_t in);
+/* The same of gate and up, for the backend's gated_linear. */
+void loader_gated_linear(struct loader *loader, struct weight *weight, int32_t layer,
+                         const struct loader_part *part, int32_t part_count, int32_t in);
 
 #endif

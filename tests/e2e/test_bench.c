@@ -1,5 +1,6 @@
 /* `quire bench` over a fake model: every figure is printed, and equal runs give equal tokens. */
 #include "server/command.h"
+#include "tests/fake_model.h"
 #include "tests/test.h"
 
 #include <fcntl.h>
@@ -83,12 +84,72 @@ static void equal_runs_give_equal_tokens_whatever_the_depth(void)
     free(second);
 }
 
+static void reads_are_weights_once_a_step_and_the_cache_of_every_row(void)
+{
+    int code;
+    char *text = bench("fake --device cpu --smoke", &code), want[64];
+    /* 16 tokens of prompt, 8 put out: the steps counted see 18 to 23. */
+    int32_t decode = FAKE_WEIGHT_BYTES + FAKE_KV_BYTES * 41 / 2;
+    /* 4 prompts of 32 in one step, then 7 steps that see 33 to 39 of each. */
+    int32_t requests = 8 * FAKE_WEIGHT_BYTES + 4 * FAKE_KV_BYTES * (32 + 7 * 36);
+
+    EXPECT_INT(code, ==, EXIT_CODE_OK);
+    snprintf(want, sizeof want, "\"read_bytes\": %d,", decode);
+    EXPECT_INT(count(text, want), ==, 1);
+    snprintf(want, sizeof want, "\"read_bytes\": %d,", decode + FAKE_KV_BYTES * 41 / 2);
+    EXPECT_INT(count(text, want), ==, 1); /* the batch of two */
+    snprintf(want, sizeof want, "\"read_bytes\": %d,", requests);
+    EXPECT_INT(count(text, want), ==, 1);
+    snprintf(want, sizeof want, "\"floor_us\": %.1f,", requests * 1e6 / FAKE_READ_RATE);
+    EXPECT_INT(count(text, want), ==, 1);
+    EXPECT_INT(count(text, "\"share_of_floor\": "), ==, 3); /* a prompt has none */
+    free(text);
+}
+
+static void latencies_are_told_for_either_kind_of_arrival(void)
+{
+    static const char *const line[] = {
+        "fake --device cpu --smoke --requests 4",
+        "fake --device cpu --smoke --requests 4 --request-rate 500 --seed 3"};
+
+    for (int i = 0; i < 2; i++) {
+        int code;
+        char *text = bench(line[i], &code);
+
+        EXPECT_INT(code, ==, EXIT_CODE_OK);
+        EXPECT_INT(count(text, i == 0 ? "\"request_rate\": 0," : "\"request_rate\": 1000,"), ==, 1);
+        EXPECT_INT(count(text, "\"ttft_us\": {\"mean\": "), ==, 1);
+        EXPECT_INT(count(text, "\"tpot_us\": {\"mean\": "), ==, 1);
+        EXPECT_INT(count(text, "\"itl_us\": {\"mean\": "), ==, 1);
+        EXPECT_INT(count(text, "\"e2e_us\": {\"mean\": "), ==, 1);
+        EXPECT_INT(count(text, "\"mean\": 0.0"), ==, 0);
+        free(text);
+    }
+}
+
+static void prompts_may_be_computed_together(void)
+{
+    int code;
+    char *text = bench("fake --device cpu --smoke --prompt-batch 3 --requests 0 --batch 1 "
+                       "--decode-prompt-tokens 40",
+                       &code);
+
+    EXPECT_INT(code, ==, EXIT_CODE_OK);
+    EXPECT_INT(count(text, "\"shape\": {\"batch\": 3, \"prompt_tokens\": 32,"), ==, 1);
+    EXPECT_INT(count(text, "\"shape\": {\"batch\": 1, \"prompt_tokens\": 40,"), ==, 1);
+    free(text);
+}
+
 static void wrong_options_are_refused(void)
 {
     int code;
 
     fclose(stderr); /* the lines themselves are checked in test_server_config */
     free(bench("fake --batch 0", &code));
+    EXPECT_INT(code, ==, EXIT_CODE_USAGE);
+    free(bench("fake --request-rate -1", &code));
+    EXPECT_INT(code, ==, EXIT_CODE_USAGE);
+    free(bench("fake --prompt-batch 0", &code));
     EXPECT_INT(code, ==, EXIT_CODE_USAGE);
     free(bench("fake --port 1", &code));
     EXPECT_INT(code, ==, EXIT_CODE_USAGE);
@@ -100,6 +161,9 @@ int main(void)
 {
     TEST(a_smoke_run_prints_every_figure);
     TEST(equal_runs_give_equal_tokens_whatever_the_depth);
+    TEST(reads_are_weights_once_a_step_and_the_cache_of_every_row);
+    TEST(latencies_are_told_for_either_kind_of_arrival);
+    TEST(prompts_may_be_computed_together);
     TEST(wrong_options_are_refused);
     return test_report();
 }

@@ -266,6 +266,22 @@ static void rubbish_on_the_wire_harms_nobody(void)
     client_close(&client);
 }
 
+static void errors_are_counted_by_their_codes(void)
+{
+    static const char wrong[] = "quire_request_errors_total{code=\"invalid_type\"}";
+    static const char unknown[] = "quire_request_errors_total{code=\"unknown_url\"}";
+    double before = server_metric(&server, wrong), others = server_metric(&server, unknown);
+    struct client client;
+
+    expect_refused("{'prompt': {}}", 400, "invalid_type", "prompt");
+    expect_refused("{'prompt': {}}", 400, "invalid_type", "prompt");
+    EXPECT(before >= 0 && server_metric(&server, wrong) == before + 2);
+    client_call(&client, server.port, "GET", "/nothing/here", "", NULL);
+    client_close(&client);
+    EXPECT(others >= 0 && server_metric(&server, unknown) == others + 1);
+    EXPECT(server_metric(&server, "quire_request_errors_total{code=\"other\"}") == 0);
+}
+
 /* ---- the smaller endpoints ---- */
 
 static void models_health_and_version_answer(void)
@@ -338,6 +354,7 @@ int main(void)
     TEST(wrong_paths_methods_types_and_sizes_have_their_status);
     TEST(a_caller_without_the_key_stays_outside);
     TEST(rubbish_on_the_wire_harms_nobody);
+    TEST(errors_are_counted_by_their_codes);
     TEST(models_health_and_version_answer);
     TEST(texts_become_ids_and_ids_texts);
     TEST(after_all_that_nothing_is_left);

@@ -368,6 +368,25 @@ static void while_it_loads_it_says_so(void)
     fake_model_load(0);
 }
 
+static void a_start_tells_what_decides_performance(void)
+{
+    struct server told = server_start("--max-num-seqs 7 --num-gpu-blocks-override 600"),
+                  asked = server_start("--device cpu --max-model-len 512");
+
+    EXPECT(server_logged(&told, " device=\"a table of hashes\""));
+    EXPECT(server_logged(&told, "memory weights_mib=0.0 kv_mib="));
+    EXPECT(server_logged(&told, "limits kv_blocks=600 block_tokens=16 kv_tokens=9600 context=8192 "
+                                "slots=7 step_tokens="));
+    EXPECT(server_logged(&told, "ready url=http://127.0.0.1:"));
+    EXPECT(server_logged(&told, " seconds="));
+    EXPECT(!server_logged(&asked, "serving on the CPU"));     /* it was asked for */
+    EXPECT(!server_logged(&asked, "the memory holds"));       /* so was the short context */
+    if (!server_logged(&told, "slots=7 step_tokens=8192"))    /* those of a GPU */
+        EXPECT(server_logged(&told, "serving on the CPU: ")); /* it says why */
+    EXPECT_INT(server_stop(&told), ==, 0);
+    EXPECT_INT(server_stop(&asked), ==, 0);
+}
+
 static void a_port_in_use_is_a_line_and_an_exit_code(void)
 {
     char options[64], log[4096];
@@ -421,6 +440,7 @@ int main(void)
     TEST(a_client_that_leaves_a_whole_reply_frees_its_blocks);
     TEST(a_request_that_never_becomes_whole_ends);
     TEST(while_it_loads_it_says_so);
+    TEST(a_start_tells_what_decides_performance);
     TEST(a_port_in_use_is_a_line_and_an_exit_code);
     TEST(a_server_that_was_stopped_and_continued_serves_on);
     TEST(the_server_ends_well);

@@ -231,8 +231,9 @@ static void a_slow_reader_holds_up_nobody(void)
 
     for (int i = 0; i < SLOW; i++)
         open_stream_with(&server, i, TOKENS, ", \"logprobs\": 20, \"n\": 6");
-    EXPECT(server_metric_becomes(&server, "quire_requests_total{finish_reason=\"length\"}",
-                                 SLOW * N, 20000));
+    EXPECT(server_metric_becomes(
+        &server, "quire_requests_total{endpoint=\"completions\",finish_reason=\"length\"}",
+        SLOW * N, 20000));
     EXPECT(server_metric_becomes(&server, used_blocks, 0, 2000)); /* done, and not yet read */
     open_stream(&server, SLOW, 20);
     while (client_feed(&client[SLOW]))

@@ -76,7 +76,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes)
 {
     static struct completion completion;
     static struct config config;
-    struct completion_limits limits = {&config, 1000, 512, 16};
+    struct completion_limits limits = {&config, 1000, 512, 16, NULL};
     struct stream_error error = {0};
 
     if (config.max_n == 0) {

@@ -83,8 +83,8 @@ static void compare(const struct sequence *cpu, const struct sequence *gpu)
     }
     printf("log-probabilities: mean %.2g worst %.2g of %d; %d of %d greedy tokens equal\n",
            sum / count, worst, count, drawn, SEQUENCES * OUTPUT);
-    EXPECT(sum / count < 2e-3);
-    EXPECT(worst < 2e-2);
+    EXPECT(sum / count < 2e-2); /* activations are bf16: 2^-9 of each, some thirty in a row */
+    EXPECT(worst < 1e-1);
     EXPECT(drawn > SEQUENCES * OUTPUT * 3 / 4);
 }
 

@@ -39,6 +39,8 @@ static const struct shape shape_case[] = {
     {"pages of eight", 8, 4, 128, 8, 64, ROPE_HALVES, false, 0, 0, false, 2},
     {"blocks of four", 2, 2, 6, 4, 4, ROPE_INTERLEAVED, true, 0, 5.0f, false, 1},
     {"width of two", 2, 1, 2, 2, 2, ROPE_HALVES, false, 1, 0, false, 1},
+    {"pages of four", 4, 2, 64, 4, 64, ROPE_HALVES, false, 33, 0, false, 1},
+    {"pages of 64", 8, 2, 128, 64, 128, ROPE_HALVES, false, 50, 0, true, 1},
     {"no rotation", 2, 1, 16, 256, 0, ROPE_HALVES, false, 0, 0, false, 1},
 };
 enum { SHAPES = sizeof(shape_case) / sizeof(*shape_case) };

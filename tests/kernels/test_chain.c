@@ -49,7 +49,7 @@ static struct weight packed(struct device *device, uint64_t *seed, int32_t out, 
     struct weight_source source = {FORMAT_F32, out, in, value};
     struct weight weight;
 
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL, false), ==, 0);
     free(value);
     return weight;
 }

@@ -5,16 +5,17 @@
 enum { TOKENS = 600 };
 
 /* Around the sizes at which a backend goes over to another way. */
-static const int32_t token_case[] = {1,  2,  5,  8,   9,   16,  17,  32,  33,  64,
+static const int32_t token_case[] = {1,  2,  5,   8,   9,   16,  17,  32,  33,  64,
                                      65, 96, 128, 129, 200, 256, 257, 300, 513, TOKENS};
 enum { TOKEN_CASES = sizeof(token_case) / sizeof(*token_case) };
 
 struct product {
     struct device *device;
     int32_t out, in;
-    bool f32; /* logits */
+    bool f32;   /* logits */
+    bool gated; /* act(gate) * up of two halves */
     struct weight weight;
-    struct activation x, y;
+    struct activation x, y, gate_up;
     float *logits;
     float *value, *bias, *plain;
 };
@@ -37,9 +38,9 @@ static uint16_t *random_bf16(uint64_t *seed, int64_t count, float scale, float *
 }
 
 /* The weight in up to three parts, as q, k and v are. */
-static struct product make(int32_t out, int32_t in, int32_t part_count, bool f32)
+static struct product make(int32_t out, int32_t in, int32_t part_count, bool f32, bool gated)
 {
-    struct product p = {.out = out, .in = in, .f32 = f32};
+    struct product p = {.out = out, .in = in, .f32 = f32, .gated = gated};
     struct device_options options = small_options();
     struct weight_source source[3];
     uint64_t seed = (uint64_t)out * 31 + (uint64_t)in;
@@ -53,17 +54,19 @@ static struct product make(int32_t out, int32_t in, int32_t part_count, bool f32
     assert(p.plain != NULL);
     uint16_t *data = random_bf16(&seed, (int64_t)out * in, 0.05f, p.plain);
     for (int32_t i = 0; i < part_count; i++) {
-        int32_t rows = i == part_count - 1 ? out - done : out / part_count / 2;
+        int32_t rows = i == part_count - 1 ? out - done : out / part_count / (gated ? 1 : 2);
         source[i] = (struct weight_source){FORMAT_BF16, rows, in, data + (int64_t)done * in};
         done += rows;
     }
     p.bias = f32 ? NULL : random_floats(&seed, out, 1.0f);
-    EXPECT_INT(subject.ops->weight_pack(p.device, &p.weight, source, part_count, p.bias), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(p.device, &p.weight, source, part_count, p.bias, gated), ==,
+               0);
     free(data);
     p.value = random_floats(&seed, (int64_t)TOKENS * in, 1.0f);
     p.x = new_activation(p.device, TOKENS, (in + 31) / 32 * 32);
     p.y = new_activation(p.device, TOKENS, (out + 31) / 32 * 32);
     put_rounded(p.device, p.x, p.value, TOKENS, in);
+    p.gate_up = new_activation(p.device, TOKENS, (out + 31) / 32 * 32);
     p.logits = subject.ops->alloc(p.device, (size_t)TOKENS * (size_t)out * sizeof(float));
     return p;
 }
@@ -76,6 +79,12 @@ static void end(struct product *p)
     free(p->plain);
 }
 
+/* How many outputs a token has in the end. */
+static int32_t width(const struct product *p)
+{
+    return p->gated ? p->out / 2 : p->out;
+}
+
 /* The outputs of the first T tokens. */
 static void run(struct product *p, float *got, int32_t T)
 {
@@ -84,23 +93,31 @@ static void run(struct product *p, float *got, int32_t T)
     if (p->f32) {
         subject.ops->logits(p->device, p->logits, p->x, &p->weight, 0.0f, T);
         subject.ops->download(p->device, got, p->logits, bytes);
+    } else if (p->gated) {
+        subject.ops->gated_linear(p->device, p->y, p->gate_up, p->x, &p->weight, ACT_SILU, T);
+        subject.ops->get(p->device, got, p->y, T, width(p));
     } else {
         subject.ops->linear(p->device, p->y, p->x, &p->weight, T);
         subject.ops->get(p->device, got, p->y, T, p->out);
     }
 }
 
-static void check(int32_t out, int32_t in, int32_t part_count, bool f32, int32_t most)
+static void check_product(struct product p, int32_t most)
 {
-    struct product p = make(out, in, part_count, f32);
+    int32_t out = width(&p), in = p.in;
     float *all = malloc((size_t)most * (size_t)out * sizeof(*all));
     float *got = malloc((size_t)most * (size_t)out * sizeof(*got));
-    double *expected = malloc((size_t)out * sizeof(*expected));
+    double *sum = malloc((size_t)p.out * sizeof(*sum));
+    double *expected = malloc((size_t)p.out * sizeof(*expected));
     double *wide = doubles(p.value, (int64_t)TOKENS * in);
 
     run(&p, all, most);
     for (int32_t t = 0; t < most; t += most / 7) {
-        reference_linear(expected, wide + (int64_t)t * in, p.plain, p.bias, out, in);
+        reference_linear(sum, wide + (int64_t)t * in, p.plain, p.bias, p.out, in);
+        if (p.gated)
+            reference_act_mul(expected, sum, ACT_SILU, out);
+        else
+            memcpy(expected, sum, (size_t)out * sizeof(*sum));
         EXPECT(close_to("product", expected, all + (int64_t)t * out, out, subject.tolerance));
     }
     for (int i = 0; i < TOKEN_CASES && token_case[i] <= most; i++) {
@@ -115,8 +132,19 @@ static void check(int32_t out, int32_t in, int32_t part_count, bool f32, int32_t
     free(all);
     free(got);
     free(expected);
+    free(sum);
     free(wide);
     end(&p);
+}
+
+static void check(int32_t out, int32_t in, int32_t part_count, bool f32, int32_t most)
+{
+    check_product(make(out, in, part_count, f32, false), most);
+}
+
+static void check_gated(int32_t out, int32_t in, int32_t part_count, int32_t most)
+{
+    check_product(make(2 * out, in, part_count, false, true), most);
 }
 
 static void a_token_has_the_same_bits_in_any_step(void)
@@ -134,6 +162,14 @@ static void logits_have_the_same_bits_in_any_step(void)
     check(1001, 72, 1, true, 64);
 }
 
+static void gate_and_up_have_the_same_bits_in_any_step(void)
+{
+    check_gated(64, 64, 2, TOKENS);
+    check_gated(200, 72, 2, TOKENS);
+    check_gated(96, 128, 1, TOKENS); /* one tensor of both */
+    check_gated(33, 65, 2, 64);
+}
+
 /* Shapes of Qwen3 0.6B and Llama 8B: too slow for a reference on one processor. */
 static void shapes_of_models_too(void)
 {
@@ -144,12 +180,15 @@ static void shapes_of_models_too(void)
     check(6144, 4096, 3, false, TOKENS);
     check(4096, 14336, 1, false, TOKENS);
     check(151936, 1024, 1, true, 64);
+    check_gated(3072, 1024, 2, TOKENS);
+    check_gated(14336, 4096, 2, TOKENS);
 }
 
 static void tests(void)
 {
     TEST(a_token_has_the_same_bits_in_any_step);
     TEST(logits_have_the_same_bits_in_any_step);
+    TEST(gate_and_up_have_the_same_bits_in_any_step);
     TEST(shapes_of_models_too);
 }
 

@@ -210,7 +210,7 @@ static float *dequantised(const uint8_t *data, enum format format, int32_t out, 
     return value;
 }
 
-static void check_linear(enum format format, int32_t out, int32_t in, int32_t T)
+static void check_linear_at(enum format format, int32_t out, int32_t in, int32_t T, int64_t stride)
 {
     uint64_t seed = (uint64_t)format * 1000003u + (uint64_t)(out * 31 + in * 7 + T);
     struct device_options options = small_options();
@@ -221,11 +221,11 @@ static void check_linear(enum format format, int32_t out, int32_t in, int32_t T)
     float *got = malloc((size_t)T * (size_t)out * sizeof(*got));
     double *expected = malloc((size_t)out * sizeof(*expected));
     struct activation x = new_activation(device, T, in);
-    struct activation y = new_activation(device, T, out + 1);
+    struct activation y = new_activation(device, T, stride);
     struct weight weight;
     struct weight_source source = {format, out, in, data};
 
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, bias), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, bias, false), ==, 0);
     put_rounded(device, x, value, T, in);
     subject.ops->linear(device, y, x, &weight, T);
     subject.ops->get(device, got, y, T, out);
@@ -247,6 +247,52 @@ static void check_linear(enum format format, int32_t out, int32_t in, int32_t T)
     free(expected);
     free(plain);
     free(wide);
+}
+
+/* Rows that begin anywhere, and rows of whole chunks, which may be read in other ways. */
+static void check_linear(enum format format, int32_t out, int32_t in, int32_t T)
+{
+    check_linear_at(format, out, in, T, out + 1);
+    check_linear_at(format, out, in, T, (out + 31) / 32 * 32);
+}
+
+/* The bits of a token's outputs do not depend on how many others there are. */
+static void linear_has_the_same_bits_in_any_step(void)
+{
+    enum { OUT = 200, IN = 768, MOST = 256 };
+    static const int32_t few[] = {1, 2, 8, 9, 17, 32, 33, 70, 128, 130};
+
+    for (int format = 0; format < FORMAT_COUNT; format++) {
+        uint64_t seed = 77 + (uint64_t)format;
+        struct device_options options = small_options();
+        struct device *device = open_device(&options);
+        uint8_t *data = random_weight(&seed, (enum format)format, OUT, IN);
+        float *value = random_floats(&seed, (int64_t)MOST * IN, 1.0f);
+        float *all = malloc(sizeof(float) * MOST * OUT), *got = malloc(sizeof(float) * MOST * OUT);
+        struct activation x = new_activation(device, MOST, IN);
+        struct activation y = new_activation(device, MOST, 224);
+        struct weight_source source = {(enum format)format, OUT, IN, data};
+        struct weight weight;
+
+        EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL, false), ==, 0);
+        put_rounded(device, x, value, MOST, IN);
+        subject.ops->linear(device, y, x, &weight, MOST);
+        subject.ops->get(device, all, y, MOST, OUT);
+        for (size_t i = 0; i < sizeof(few) / sizeof(*few); i++) {
+            subject.ops->linear(device, y, x, &weight, few[i]);
+            subject.ops->get(device, got, y, few[i], OUT);
+            bool same = memcmp(got, all, sizeof(float) * (size_t)few[i] * OUT) == 0;
+            if (!same)
+                printf("%s: %s: %d tokens\n", subject.name, format_info((enum format)format)->name,
+                       few[i]);
+            EXPECT(same);
+        }
+        subject.ops->close(device);
+        free(data);
+        free(value);
+        free(all);
+        free(got);
+    }
 }
 
 static void linear_is_near_the_reference_in_every_format(void)
@@ -290,7 +336,7 @@ static void linear_joins_parts(void)
         data[i] = random_weight(&seed, format[i], out[i], IN);
         source[i] = (struct weight_source){format[i], out[i], IN, data[i]};
     }
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, source, 3, NULL), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, source, 3, NULL, false), ==, 0);
     EXPECT_INT(weight.out, ==, OUT);
     put_rounded(device, x, value, T, IN);
     subject.ops->linear(device, y, x, &weight, T);
@@ -327,7 +373,7 @@ static void logits_are_capped(void)
     struct weight_source source = {FORMAT_Q8_0, V, IN, data};
     double expected[V];
 
-    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL), ==, 0);
+    EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL, false), ==, 0);
     put_rounded(device, x, value, S, IN);
     subject.ops->logits(device, logits, x, &weight, 30.0f, S);
     subject.ops->download(device, got, logits, S * V * sizeof(*got));
@@ -377,7 +423,7 @@ static void embed_gives_scaled_rows(void)
 
         for (int t = 0; t < T; t++)
             token[t] = t == 0 ? V - 1 : random_below(&seed, V);
-        EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL), ==, 0);
+        EXPECT_INT(subject.ops->weight_pack(device, &weight, &source, 1, NULL, false), ==, 0);
         begin_tokens(device, token, T, 0, NULL);
         subject.ops->embed(device, out, &weight, 25.25f, PADDED);
         subject.ops->get(device, got, out, PADDED, D);
@@ -535,6 +581,7 @@ static void tests(void)
     TEST(norm_is_the_formula);
     TEST(add_norm_adds_the_branch_then_norms);
     TEST(act_mul_is_the_formula);
+    TEST(linear_has_the_same_bits_in_any_step);
     TEST(linear_works_at_every_small_shape);
     TEST(linear_is_near_the_reference_in_every_format);
     TEST(linear_joins_parts);

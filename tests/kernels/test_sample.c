@@ -234,7 +234,8 @@ static void check_kind(struct bench *b, enum kind kind, float *logits)
 
 static void every_parameter_does_what_the_reference_does(void)
 {
-    static const int32_t size_case[] = {1, 2, 3, 4, 7, 100, 1000, 1023, 1024, 1025, 5000, 20000};
+    static const int32_t size_case[] = {1,    2,    3,    4,    7,    100,  1000,
+                                        1023, 1024, 1025, 5000, 9001, 20000};
 
     for (size_t v = 0; v < sizeof(size_case) / sizeof(*size_case); v++) {
         struct bench *b = bench_open(size_case[v], 2);
@@ -320,6 +321,83 @@ static void a_sample_is_the_same_alone_in_a_batch_and_with_any_threads(void)
     free(logits);
 }
 
+/* ---- the same candidates, lying otherwise ---- */
+
+enum { LIKELY = 3000, STRIDE = 13, LAYOUT_V = LIKELY * STRIDE + 1001 };
+
+static const struct sampling layout_case[] = {
+    {.temperature = 1, .top_p = 1, .repetition_penalty = 1},
+    {.temperature = 1, .top_p = 1, .top_k = 50, .repetition_penalty = 1},
+    {.temperature = 1, .top_p = 0.5f, .repetition_penalty = 1},
+    {.temperature = 0.5f, .top_p = 0.9f, .top_k = 70, .repetition_penalty = 1},
+    {.temperature = 1, .top_p = 0.99f, .top_k = 1000, .repetition_penalty = 1},
+    {.temperature = 2, .top_p = 0.9f, .min_p = 0.001f, .repetition_penalty = 1},
+    {.temperature = 2, .top_p = 1, .min_p = 0.01f, .top_k = 2900, .repetition_penalty = 1},
+    {.temperature = 1, .top_p = 0.999f, .repetition_penalty = 1},
+};
+static_assert(sizeof(layout_case) / sizeof(*layout_case) == SAMPLES, "a slot each");
+
+/* The i-th likely token has id first + i * stride; all others are far below. */
+static void lay_out(float *logits, const float *likely, int32_t first, int32_t stride)
+{
+    for (int32_t i = 0; i < LAYOUT_V; i++)
+        logits[i] = -80.0f;
+    for (int32_t i = 0; i < LIKELY; i++)
+        logits[first + i * stride] = likely[i];
+    for (int32_t s = 1; s < SAMPLES; s++)
+        memcpy(logits + (int64_t)s * LAYOUT_V, logits, LAYOUT_V * sizeof(*logits));
+}
+
+static void same_layouts(const struct bench *close, int32_t first, const struct bench *apart)
+{
+    for (int32_t s = 0; s < SAMPLES; s++) {
+        EXPECT_INT((close->token[s] - first) * STRIDE, ==, apart->token[s]);
+        EXPECT_INT(close->rank[s], ==, apart->rank[s]);
+        for (int32_t i = 0; i < SAMPLING_TOP_MAX; i++) {
+            int32_t at = s * SAMPLING_TOP_MAX + i;
+            EXPECT_INT((close->top_token[at] - first) * STRIDE, ==, apart->top_token[at]);
+        }
+    }
+}
+
+/* Few parts of V have all that is likely, or all parts have some: what finds the candidates
+ * quickly in one of them does not in the other. */
+static void a_draw_does_not_depend_on_where_its_candidates_lie(void)
+{
+    const int32_t first = 777;
+    struct bench *close = bench_open(LAYOUT_V, 2), *apart = bench_open(LAYOUT_V, 2);
+    float *logits = malloc((size_t)SAMPLES * LAYOUT_V * sizeof(*logits)), likely[LIKELY];
+    uint64_t seed = 77;
+
+    assert(logits != NULL);
+    for (int32_t round = 0; round < 6; round++) {
+        for (int32_t i = 0; i < LIKELY; i++) /* with ties in some rounds */
+            likely[i] = random_float(&seed) * 2.0f;
+        for (int32_t i = 0; i < LIKELY && round % 2 == 1; i++)
+            likely[i] = rintf(likely[i] * 4.0f) * 0.25f;
+        for (int32_t s = 0; s < SAMPLES; s++) {
+            close->start[s] = (struct step_start){.slot = s, .sampling = layout_case[s]};
+            close->start[s].sampling.seed = random_next(&seed);
+            close->sample[s] =
+                (struct step_sample){.slot = s, .output_index = round, .top_count = 32};
+            apart->start[s] = close->start[s];
+            apart->sample[s] = close->sample[s];
+        }
+        lay_out(logits, likely, first, 1);
+        bench_run(close, logits, SAMPLES, SAMPLES);
+        lay_out(logits, likely, 0, STRIDE);
+        bench_run(apart, logits, SAMPLES, SAMPLES);
+        same_layouts(close, first, apart);
+        for (int32_t s = 0; s < SAMPLES; s++)
+            EXPECT(draw_fits(apart, logits + (int64_t)s * LAYOUT_V, s));
+    }
+    free(logits);
+    bench_close(close);
+    bench_close(apart);
+}
+
+/* ---- state of slots ---- */
+
 /* A sequence that draws with penalties knows its own output; one that comes back after a
  * preemption, and one whose slot served another before, give the same. */
 static void slots_remember_and_forget(void)
@@ -378,6 +456,118 @@ static void scores_are_of_the_token_asked_for(void)
     bench_close(b);
 }
 
+/* A slot that served a sequence with penalties, then one without, then one with them again. */
+static void a_slot_starts_anew_whoever_was_there(void)
+{
+    enum { V = 50, STEPS = 4 };
+    struct bench *used = bench_open(V, 2), *fresh = bench_open(V, 2);
+    float logits[V];
+    uint64_t seed = 12;
+
+    for (int32_t turn = 0; turn < 5; turn++) {
+        struct step_start start = {.slot = 3, .prompt_count = 6, .token_count = 9};
+        start.sampling = sampling_case[turn % 2 == 0 ? 26 : 1];
+        start.sampling.seed = random_next(&seed);
+        for (int32_t i = 0; i < 9; i++)
+            used->history[i] = random_below(&seed, V);
+        if (turn == 4) {
+            fresh->start[0] = start;
+            memcpy(fresh->history, used->history, sizeof(used->history));
+        }
+        used->start[0] = start;
+        for (int32_t n = 0; n < STEPS; n++) {
+            fill_logits(logits, V, NORMAL, random_next(&seed) % 3);
+            used->sample[0] = fresh->sample[0] =
+                (struct step_sample){.slot = 3, .output_index = 3 + n, .top_count = 2};
+            bench_run(used, logits, n == 0, 1);
+            if (turn == 4) {
+                bench_run(fresh, logits, n == 0, 1);
+                same_results(used, 0, fresh, 0);
+            }
+        }
+    }
+    bench_close(used);
+    bench_close(fresh);
+}
+
+/* An op that is padded to more samples than the step has leaves the others' slots alone. */
+static void samples_past_the_steps_own_change_nothing(void)
+{
+    enum { V = 3000 };
+    struct bench *padded = bench_open(V, 2), *exact = bench_open(V, 2);
+    float *logits = malloc((size_t)SAMPLES * V * sizeof(*logits));
+    struct step_row row = {.token_count = 1};
+    int32_t zero = 0;
+    struct step step = {.row_count = 1, .row = &row, .token_count = 1, .token = &zero};
+    uint64_t seed = 8;
+
+    assert(logits != NULL);
+    for (int32_t i = 0; i < SAMPLES; i++)
+        fill_logits(logits + i * V, V, NORMAL, random_next(&seed));
+    set_starts(padded, 21, &seed);
+    memcpy(exact->start, padded->start, sizeof(padded->start));
+    memcpy(exact->sample, padded->sample, sizeof(padded->sample));
+    memcpy(exact->history, padded->history, sizeof(padded->history));
+    bench_run(padded, logits, SAMPLES, SAMPLES);
+    bench_run(exact, logits, SAMPLES, SAMPLES);
+    step.sample_count = 1;
+    step.sample = padded->sample;
+    subject.ops->step_begin(padded->device, &step);
+    subject.ops->sample(padded->device, padded->logits, 0, SAMPLES);
+    subject.ops->step_end(padded->device, &padded->result);
+    EXPECT_INT(subject.ops->sync(padded->device), ==, 0);
+    bench_run(exact, logits, 0, 1);
+    for (int32_t i = 0; i < SAMPLES; i++)
+        same_results(padded, i, exact, i);
+    bench_run(padded, logits, 0, SAMPLES);
+    bench_run(exact, logits, 0, SAMPLES);
+    for (int32_t i = 0; i < SAMPLES; i++)
+        same_results(padded, i, exact, i);
+    free(logits);
+    bench_close(padded);
+    bench_close(exact);
+}
+
+/* More scores than any one launch or table has room for. */
+static void scores_of_many_positions_are_those_of_one(void)
+{
+    enum { V = 70, MANY = 600 };
+    struct device_options options = small_options();
+    static struct step_sample sample[MANY];
+    static int32_t token[MANY], rank[MANY], top_token[MANY * SAMPLING_TOP_MAX];
+    static float logprob[MANY], top_logprob[MANY * SAMPLING_TOP_MAX], logits[MANY * V];
+    struct step_result result = {token, logprob, rank, top_token, top_logprob};
+    struct step_row row = {.token_count = 1};
+    int32_t zero = 0;
+    uint64_t seed = 6;
+
+    options.vocab_count = V;
+    options.sample_max = MANY;
+    struct device *device = open_device(&options);
+    for (int32_t i = 0; i < MANY; i++) {
+        fill_logits(logits + i * V, V, NORMAL, random_next(&seed));
+        sample[i] = (struct step_sample){.kind = STEP_SCORE, .token = i % V, .top_count = 1};
+    }
+    subject.ops->step_begin(device, &(struct step){.row_count = 1,
+                                                   .row = &row,
+                                                   .token_count = 1,
+                                                   .token = &zero,
+                                                   .sample_count = MANY,
+                                                   .sample = sample});
+    subject.ops->sample(device, upload_floats(device, logits, MANY * V), 0, MANY);
+    subject.ops->step_end(device, &result);
+    EXPECT_INT(subject.ops->sync(device), ==, 0);
+    for (int32_t i = 0; i < MANY; i++) {
+        const float *x = logits + i * V;
+        int32_t top;
+        reference_top(&top, x, V, 1);
+        EXPECT_INT(top_token[i * SAMPLING_TOP_MAX], ==, top);
+        EXPECT_INT(rank[i], ==, reference_rank(x, V, i % V));
+        EXPECT(logprob_fits(logprob[i], reference_logprob(x, V, i % V)));
+    }
+    subject.ops->close(device);
+}
+
 /* Known answers of Random123 for Philox4x32-10. */
 static void philox_gives_its_known_answers(void)
 {
@@ -404,8 +594,12 @@ static void tests(void)
     TEST(every_parameter_does_what_the_reference_does);
     TEST(draws_follow_the_distribution);
     TEST(a_sample_is_the_same_alone_in_a_batch_and_with_any_threads);
+    TEST(a_draw_does_not_depend_on_where_its_candidates_lie);
     TEST(slots_remember_and_forget);
+    TEST(a_slot_starts_anew_whoever_was_there);
+    TEST(samples_past_the_steps_own_change_nothing);
     TEST(scores_are_of_the_token_asked_for);
+    TEST(scores_of_many_positions_are_those_of_one);
 }
 
 int main(int argc, char **argv)

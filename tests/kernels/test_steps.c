@@ -141,8 +141,8 @@ static void pack(struct world *w, struct weight *weight, int32_t out, int32_t in
     }
     for (int32_t i = 0; biased && i < out; i++)
         bias[i] = random_float(0.1f);
-    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL), ==,
-               0);
+    EXPECT_INT(ops->weight_pack(w->device, weight, source, part_count, biased ? bias : NULL, false),
+               ==, 0);
     for (int32_t i = 0; i < part_count; i++)
         free(data[i]);
 }
@@ -326,8 +326,7 @@ static int32_t block_of(int32_t slot, int32_t group, int32_t index)
     return ((SLOTS - 1 - slot) * GROUPS + group) * TABLE + index;
 }
 
-/* The slot starts with these tokens; its tables get blocks for all of the context. Each entry is
- * first set wrong: the later change of a step must win. */
+/* The slot starts with these tokens; its tables get blocks for all of the context. */
 static void trip_start(struct trip *trip, int32_t slot, const int32_t *token, int32_t token_count,
                        const struct sampling *sampling)
 {
@@ -339,7 +338,6 @@ static void trip_start(struct trip *trip, int32_t slot, const int32_t *token, in
     step->history_count += token_count;
     for (int32_t group = 0; group < GROUPS; group++) {
         for (int32_t i = 0; i < TABLE; i++) {
-            step->change[step->change_count++] = (struct step_change){slot, group, i, 0};
             step->change[step->change_count++] =
                 (struct step_change){slot, group, i, block_of(slot, group, i)};
         }
@@ -616,7 +614,7 @@ static void expect_row_bits(struct world *w, enum format format)
     struct trip *trip = trip_clear(&trips[0]);
     struct weight table;
 
-    EXPECT_INT(ops->weight_pack(w->device, &table, &source, 1, NULL), ==, 0);
+    EXPECT_INT(ops->weight_pack(w->device, &table, &source, 1, NULL, false), ==, 0);
     trip_row(trip, 0, 0, token, 2);
     ops->step_begin(w->device, &trip->step);
     ops->embed(w->device, w->x, &table, 1.0f, 2);
@@ -641,6 +639,20 @@ static void a_row_of_the_table_has_the_bits_of_its_format(void)
     for (int32_t format = 0; format < FORMAT_COUNT; format++)
         expect_row_bits(&w, (enum format)format);
     ops->close(w.device);
+}
+
+static void memory_is_read_at_some_rate_and_given_back(void)
+{
+    struct device *device;
+    char error[256];
+
+    EXPECT_INT(ops->open(&device, &options, error, sizeof(error)), ==, 0);
+    for (int i = 0; i < 2; i++) {
+        double rate = ops->read_rate(device);
+        EXPECT(rate == 0 || (rate > 1e8 && rate < 1e14)); /* 0: memory is short here */
+    }
+    EXPECT(ops->fault == NULL || ops->fault(device) == NULL);
+    ops->close(device);
 }
 
 static void no_such_device_is_refused_in_a_line(void)
@@ -730,8 +742,10 @@ static void the_backend_agrees_with_the_cpu(void)
         most = fmax(most, difference);
     }
     printf("mean and greatest difference of log-probabilities: %.2g %.2g\n", sum / PROMPT, most);
-    EXPECT(sum / PROMPT < 2e-3);
-    EXPECT(most < 1e-2);
+    /* Activations of 16 bits are rounded eight times as coarsely as the cache's halves. */
+    double unit = ops->activation_bytes == sizeof(float) ? 1.0 : 8.0;
+    EXPECT(sum / PROMPT < 2e-3 * unit);
+    EXPECT(most < 1e-2 * unit);
 }
 
 static void run_backend(const struct device_ops *backend, bool required)
@@ -757,6 +771,7 @@ static void run_backend(const struct device_ops *backend, bool required)
     TEST(a_captured_padded_step_changes_nothing);
     TEST(a_copy_of_the_blocks_is_a_copy_of_the_sequence);
     TEST(a_row_of_the_table_has_the_bits_of_its_format);
+    TEST(memory_is_read_at_some_rate_and_given_back);
     TEST(no_such_device_is_refused_in_a_line);
     TEST(the_backend_agrees_with_the_cpu);
     TEST(a_fault_sticks_to_its_device);

@@ -112,7 +112,13 @@ static void run_starts(const struct plan *plan)
         const struct table_change *change = &plan->change[i];
         CHECK(change->index >= 0 && change->index < device.block_max);
         CHECK(change->block >= 0 && change->block < config.kv.block_count);
-        list_of(change->slot, change->group)[change->index] = change->block;
+        list_of(change->slot, change->group)[change->index] = -1;
+    }
+    for (int32_t i = 0; i < plan->change_count; i++) {
+        const struct table_change *change = &plan->change[i];
+        int32_t *entry = list_of(change->slot, change->group) + change->index;
+        CHECK(*entry == -1); /* a device applies them in any order */
+        *entry = change->block;
     }
 }
 

@@ -469,6 +469,114 @@ static void generation_settings_are_shown(void)
     erase("generation_config.json");
 }
 
+static void another_folders_generation_settings_take_their_place(void)
+{
+    static struct shape shape;
+    struct model_generation generation = {0};
+    struct model_options options = {.path = folder,
+                                    .device = MODEL_DEVICE_CPU,
+                                    .slot_max = 1,
+                                    .token_max = 1,
+                                    .sample_max = 1,
+                                    .block_tokens = 16,
+                                    .block_count = 1,
+                                    .context_max = 16,
+                                    .dummy_weights = true,
+                                    .skip_tokenizer = true,
+                                    .generation = &generation};
+    struct model *model;
+
+    erase("generation_config.json");
+    EXPECT_INT(model_read_generation(&generation, folder, message, sizeof(message)), ==, -ENOENT);
+    EXPECT(strstr(message, "generation_config.json: No such file") != NULL);
+    save_text("generation_config.json", "{\"top_k\":2147483648}");
+    EXPECT_INT(model_read_generation(&generation, folder, message, sizeof(message)), ==, -EINVAL);
+    save_text("generation_config.json", "{\"eos_token_id\":[9,5000],\"top_p\":0.5,"
+                                        "\"max_new_tokens\":77,\"do_sample\":true}");
+    EXPECT_INT(model_read_generation(&generation, folder, message, sizeof(message)), ==, 0);
+    EXPECT(generation.defaults.has_top_p && generation.defaults.top_p == 0.5f);
+    EXPECT(generation.defaults.has_max_new_tokens && !generation.defaults.has_temperature);
+    EXPECT_INT(generation.defaults.max_new_tokens, ==, 77);
+    read_config("Qwen2ForCausalLM", "\"eos_token_id\":2", &shape);
+    save_text("generation_config.json", "{\"temperature\":0.6}");
+    EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, 0);
+    EXPECT(!model_info(model)->defaults.has_temperature && model_info(model)->defaults.has_top_p);
+    EXPECT_INT(model_info(model)->end_count, ==, 2); /* 5000 is no token of the model's */
+    EXPECT(model_info(model)->end_token[0] == 2 && model_info(model)->end_token[1] == 9);
+    model_close(model);
+    erase("generation_config.json");
+}
+
+static void what_a_step_reads_is_known(void)
+{
+    static struct shape shape;
+    struct model_options options = {.path = folder,
+                                    .device = MODEL_DEVICE_CPU,
+                                    .slot_max = 1,
+                                    .token_max = 1,
+                                    .sample_max = 1,
+                                    .block_tokens = 16,
+                                    .block_count = 16,
+                                    .context_max = 256,
+                                    .dummy_weights = true,
+                                    .skip_tokenizer = true,
+                                    .read_rate = true};
+    struct model *model;
+    const struct model_info *info;
+
+    read_config("Qwen2ForCausalLM",
+                "\"sliding_window\":9,\"use_sliding_window\":true,\"max_window_layers\":3,"
+                "\"tie_word_embeddings\":true",
+                &shape);
+    EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, 0);
+    info = model_info(model);
+    EXPECT_INT(info->step_bytes, ==, info->weight_bytes);
+    EXPECT(info->read_rate == 0 || info->read_rate > 1e8); /* 0: memory is short here */
+    /* Four layers, the last one with a window of 9; the pool's bytes are those of 256 tokens. */
+    EXPECT_INT(model_kv_bytes(model, 4) * 64, ==, info->kv_bytes);
+    EXPECT_INT(model_kv_bytes(model, 256) * 4 * 256, ==, info->kv_bytes * (3 * 256 + 9));
+    model_close(model);
+    read_config("Qwen2ForCausalLM", "\"tie_word_embeddings\":false", &shape);
+    options.read_rate = false;
+    EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, 0);
+    info = model_info(model);
+    EXPECT(info->read_rate == 0);
+    EXPECT(info->step_bytes > 0 && info->step_bytes < info->weight_bytes);
+    EXPECT_INT(model_kv_bytes(model, 256), ==, info->kv_bytes);
+    model_close(model);
+}
+
+static void an_override_holds_defaults_alone(void)
+{
+    static const char *const wrong[] = {
+        "",
+        "[]",
+        "{",
+        "{\"eos_token_id\":2}",
+        "{\"temperature\":\"1\"}",
+        "{\"temperature\":1e999}",
+        "{\"temperature\":-0.1}",
+        "{\"top_k\":-2}",
+        "{\"top_k\":1,\"top_k\":2}",
+        "{\"repetition_penalty\":0}",
+        "{\"max_new_tokens\":0}",
+        "{\"min_p\":1.01}",
+    };
+    struct model_defaults defaults = {0};
+
+    for (size_t i = 0; i < sizeof(wrong) / sizeof(*wrong); i++) {
+        message[0] = '\0';
+        EXPECT_INT(model_read_defaults(&defaults, wrong[i], message, sizeof(message)), ==, -EINVAL);
+        EXPECT(message[0] != '\0');
+    }
+    EXPECT(!defaults.has_top_k); /* nothing was changed */
+    EXPECT_INT(model_read_defaults(&defaults, "{}", message, sizeof(message)), ==, 0);
+    EXPECT_INT(
+        model_read_defaults(&defaults, "{\"top_k\":-1,\"min_p\":null}", message, sizeof(message)),
+        ==, 0);
+    EXPECT(defaults.has_top_k && defaults.top_k == -1 && !defaults.has_min_p);
+}
+
 static void run_dummy(const char *dtype, float *logprob)
 {
     static const int32_t token[] = {5, 6, 7, 8, 9};
@@ -545,6 +653,9 @@ int main(void)
     TEST(a_wrapper_is_its_language_model);
     TEST(scaled_frequencies_are_the_formulas);
     TEST(generation_settings_are_shown);
+    TEST(another_folders_generation_settings_take_their_place);
+    TEST(what_a_step_reads_is_known);
+    TEST(an_override_holds_defaults_alone);
     TEST(dummy_weights_are_the_same_each_time);
     TEST(without_their_files_weights_are_missed);
     erase("config.json");

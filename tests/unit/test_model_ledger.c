@@ -43,6 +43,25 @@ static void the_pool_takes_the_share_that_is_left(void)
     EXPECT(ledger.weight_bytes + ledger.workspace_bytes + ledger.kv_bytes <= 50000);
 }
 
+static void a_devices_own_memory_is_shared_out_as_a_whole(void)
+{
+    struct ledger_wish wish = simple();
+    struct ledger ledger;
+
+    wish.slot_max = 1000;
+    wish.total_bytes = 120000; /* others have 20,000: the share is of all the same */
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, (60000 - 1000 - 356) / 32);
+    wish.memory_share = 0.9;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    EXPECT_STRING(message, "not enough memory: 0.9 of the device's 117.2 KiB is 105.5 KiB, but "
+                           "only 97.7 KiB are free; ask for a smaller share of the memory, or end "
+                           "what else uses the device");
+    wish.kv_bytes = 3200; /* a size that is given asks for no share */
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, 100);
+}
+
 static void the_pool_is_no_larger_than_can_be_used(void)
 {
     struct ledger_wish wish = simple();
@@ -165,6 +184,7 @@ static void a_limit_keeps_the_pool_small_but_not_below_one_sequence(void)
 int main(void)
 {
     TEST(the_pool_takes_the_share_that_is_left);
+    TEST(a_devices_own_memory_is_shared_out_as_a_whole);
     TEST(the_pool_is_no_larger_than_can_be_used);
     TEST(the_context_shrinks_only_when_none_was_asked_for);
     TEST(what_cannot_fit_at_all_is_refused);

@@ -1,5 +1,7 @@
 /* Commands that end before they serve: exit codes, and what they say where. */
+#include "model/model.h"
 #include "server/command.h"
+#include "server/config.h"
 #include "tests/test.h"
 
 #include <arpa/inet.h>
@@ -73,6 +75,26 @@ static void ended_release(struct ended *ended)
         EXPECT(strstr((ended).error, error_text) != NULL);                                         \
         ended_release(&(ended));                                                                   \
     } while (0)
+
+static void only_a_cpus_memory_is_left_to_others_unasked(void)
+{
+    struct config config;
+    struct model_options options;
+    char name[] = "serve", model[] = "m", share[] = "--gpu-memory-utilization=0.7", error[256];
+    char *argv[] = {name, model, share};
+
+    for (int asked = 0; asked < 2; asked++) {
+        for (int gpu = 0; gpu < 2; gpu++) {
+            EXPECT_INT(config_read(&config, CONFIG_SERVE, 2 + asked, argv, error, sizeof error), ==,
+                       0);
+            config_resolve(&config, gpu);
+            command_model_options(&config, &options);
+            EXPECT_INT(options.kv_most, ==, asked || gpu ? 0 : 4LL << 30);
+            EXPECT(options.memory_share == (asked ? 0.7 : gpu ? 0.92 : 0.5));
+            config_release(&config);
+        }
+    }
+}
 
 static void help_and_version_go_to_standard_output(void)
 {
@@ -162,6 +184,7 @@ static void a_port_in_use_is_exit_code_1_before_the_model_is_read(void)
 
 int main(void)
 {
+    TEST(only_a_cpus_memory_is_left_to_others_unasked);
     TEST(help_and_version_go_to_standard_output);
     TEST(usage_is_one_line_and_exit_code_2);
     TEST(a_wrong_file_of_options_is_exit_code_3);

@@ -395,6 +395,41 @@ static void the_dump_reads_back_as_itself_and_hides_secrets(void)
     free(again);
 }
 
+static void sampling_defaults_are_checked_before_the_model_is_opened(void)
+{
+    char *text = NULL;
+    size_t bytes;
+
+    EXPECT_INT(read_line(CONFIG_SERVE, "m --generation-config=vllm --override-generation-config "
+                                       "{\"temperature\":0.5,\"max_new_tokens\":9}"),
+               ==, 0);
+    EXPECT_STRING(config.generation_config, "vllm");
+    FILE *out = open_memstream(&text, &bytes);
+    config_print_dump(out, &config);
+    fclose(out);
+    config_release(&config);
+    EXPECT_INT(read_yaml(text), ==, 0);
+    EXPECT_STRING(config.override_generation_config, "{\"temperature\":0.5,\"max_new_tokens\":9}");
+    config_release(&config);
+    free(text);
+    EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --generation-config="),
+                   "generation-config: must be auto, vllm or the path of a folder");
+    EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --override-generation-config [1]"),
+                   "override-generation-config: no JSON object");
+    EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --override-generation-config {\"top_p\":1.5}"),
+                   "override-generation-config: top_p is 1.5, not from 0 to 1");
+    EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --override-generation-config {\"top_k\":1.5}"),
+                   "override-generation-config: top_k is 1.5, no whole number");
+    EXPECT_REFUSED(read_line(CONFIG_SERVE, "m --override-generation-config {\"top_q\":1}"),
+                   "override-generation-config: top_q is no default that applies; those are "
+                   "temperature, top_p, top_k, min_p, repetition_penalty, max_new_tokens");
+    EXPECT_INT(read_line(CONFIG_SERVE, "m --override-generation-config {\"top_k\":"), <, 0);
+    EXPECT(strncmp(error, "override-generation-config: ", 28) == 0);
+    config_release(&config);
+    EXPECT_INT(read_line(CONFIG_BENCH, "m --generation-config vllm"), <, 0); /* it draws nothing */
+    config_release(&config);
+}
+
 static void the_device_fills_what_was_left_to_it(void)
 {
     EXPECT_INT(read_line(CONFIG_SERVE, "m"), ==, 0);
@@ -547,6 +582,7 @@ int main(void)
     TEST(an_empty_file_changes_nothing);
     TEST(the_printed_file_reads_back_as_the_defaults);
     TEST(the_dump_reads_back_as_itself_and_hides_secrets);
+    TEST(sampling_defaults_are_checked_before_the_model_is_opened);
     TEST(the_device_fills_what_was_left_to_it);
     TEST(keys_come_from_a_file_too);
     TEST(a_file_that_cannot_be_read_is_one_line);

@@ -1,6 +1,7 @@
 /* Requests from bodies: every field's types, ranges and refusals, each naming its culprit. */
 #include "server/api.h"
 #include "server/api_completions.h"
+#include "server/defaults.h"
 #include "server/engine.h"
 #include "server/fields.h"
 #include "tests/test.h"
@@ -8,7 +9,7 @@
 enum { VOCAB = 1000, CONTEXT = 64 };
 
 static struct config config;
-static const struct completion_limits limits = {&config, VOCAB, CONTEXT, 8};
+static const struct completion_limits limits = {&config, VOCAB, CONTEXT, 8, NULL};
 
 static bool parse(const char *body, struct completion *completion, struct stream_error *error)
 {
@@ -107,6 +108,89 @@ static void null_is_the_same_as_absent(void)
     EXPECT(parse("{\"prompt\":\"a\"}", &absent, &error));
     nulls.prompt = absent.prompt;
     EXPECT(memcmp(&nulls, &absent, sizeof nulls) == 0);
+}
+
+/* The body as a server reads it that was started with this override. */
+static bool parse_with(const char *override, const char *body, struct completion *completion)
+{
+    struct config other = config;
+    struct defaults defaults;
+    struct completion_limits bound = limits;
+    struct model_defaults own = {.has_top_k = true, .top_k = 20};
+    struct stream_error error;
+    char reason[256];
+
+    other.override_generation_config = override;
+    EXPECT_INT(defaults_make(&defaults, &other, &own, reason, sizeof reason), ==, 0);
+    bound.defaults = &defaults;
+    return completion_parse(completion, body, strlen(body), &bound, &error);
+}
+
+static void what_a_request_leaves_out_takes_the_servers_default(void)
+{
+    static struct completion completion;
+    static const char given[] = "{\"temperature\":0.25,\"top_p\":0.5,\"min_p\":0.125,"
+                                "\"repetition_penalty\":1.5}";
+
+    EXPECT(parse_with(given, "{\"prompt\":\"a\",\"top_p\":null}", &completion));
+    EXPECT(completion.sampling.temperature == 0.25f && completion.sampling.top_p == 0.5f);
+    EXPECT(completion.sampling.min_p == 0.125f && completion.sampling.repetition_penalty == 1.5f);
+    EXPECT_INT(completion.sampling.top_k, ==, 20); /* the model's own */
+    EXPECT(completion.sampling.presence_penalty == 0 && completion.sampling.min_tokens == 0);
+    EXPECT(parse_with(given,
+                      "{\"prompt\":\"a\",\"temperature\":2,\"top_p\":1,\"min_p\":0,"
+                      "\"top_k\":-1,\"repetition_penalty\":1}",
+                      &completion));
+    EXPECT(completion.sampling.temperature == 2 && completion.sampling.top_p == 1);
+    EXPECT(completion.sampling.min_p == 0 && completion.sampling.repetition_penalty == 1);
+    EXPECT_INT(completion.sampling.top_k, ==, -1);
+}
+
+static void an_operators_max_new_tokens_bounds_every_answer(void)
+{
+    static struct completion completion;
+    static const char given[] = "{\"max_new_tokens\":8}";
+
+    EXPECT(parse_with(given, "{\"prompt\":\"a\"}", &completion));
+    EXPECT_INT(completion.max_tokens, ==, 8); /* 16 by itself */
+    EXPECT(parse_with(given, "{\"prompt\":\"a\",\"max_tokens\":30}", &completion));
+    EXPECT_INT(completion.max_tokens, ==, 8);
+    EXPECT(parse_with(given, "{\"prompt\":\"a\",\"max_completion_tokens\":30}", &completion));
+    EXPECT_INT(completion.max_tokens, ==, 8);
+    EXPECT(parse_with(given, "{\"prompt\":\"a\",\"max_tokens\":3}", &completion));
+    EXPECT_INT(completion.max_tokens, ==, 3);
+    EXPECT(
+        !parse_with(given, "{\"prompt\":\"a\",\"max_tokens\":30,\"min_tokens\":9}", &completion));
+}
+
+static void defaults_come_from_where_the_option_says(void)
+{
+    struct model_defaults own = {.has_temperature = true,
+                                 .temperature = 0.6f,
+                                 .has_max_new_tokens = true,
+                                 .max_new_tokens = 5};
+    struct config other = config;
+    struct defaults defaults;
+    char text[256];
+
+    EXPECT_INT(defaults_make(&defaults, &other, &own, text, sizeof text), ==, 0);
+    EXPECT_INT(defaults.output_limit, ==, 0); /* a model's own bounds nothing */
+    defaults_describe(&defaults, text, sizeof text);
+    EXPECT_STRING(text, "temperature=0.6");
+    other.generation_config = "vllm";
+    EXPECT_INT(defaults_make(&defaults, &other, &own, text, sizeof text), ==, 0);
+    defaults_describe(&defaults, text, sizeof text);
+    EXPECT_STRING(text, "none");
+    other.override_generation_config = "{\"top_k\":7,\"temperature\":null}";
+    EXPECT_INT(defaults_make(&defaults, &other, &own, text, sizeof text), ==, 0);
+    defaults_describe(&defaults, text, sizeof text);
+    EXPECT_STRING(text, "top_k=7");
+    other.override_generation_config = "";
+    other.generation_config = "/a/folder";
+    EXPECT_STRING(defaults_folder(&other), "/a/folder");
+    EXPECT_INT(defaults_make(&defaults, &other, &own, text, sizeof text), ==, 0);
+    defaults_describe(&defaults, text, sizeof text);
+    EXPECT_STRING(text, "temperature=0.6 max_new_tokens=5");
 }
 
 static void parameters_are_held_to_their_ranges(void)
@@ -310,6 +394,23 @@ static void every_prompt_becomes_a_job_in_order(void)
     free_jobs(first);
 }
 
+static void the_models_path_is_its_name_unless_it_has_others(void)
+{
+    char *name[] = {(char *)"tiny"};
+
+    taken("{\"prompt\":\"a\",\"model\":\"/models/tiny.gguf\"}");
+    refused("{\"prompt\":\"a\",\"model\":\"/models/tiny\"}", "model_not_found", "model");
+    config.served_model_name.item = name;
+    config.served_model_name.count = 1;
+    taken("{\"prompt\":\"a\",\"model\":\"tiny\"}");
+    taken("{\"prompt\":\"a\",\"model\":\"/models/tiny.gguf\"}");
+    config.origin[CONFIG_served_model_name].source = CONFIG_BY_FLAG;
+    taken("{\"prompt\":\"a\",\"model\":\"tiny\"}");
+    refused("{\"prompt\":\"a\",\"model\":\"/models/tiny.gguf\"}", "model_not_found", "model");
+    config.origin[CONFIG_served_model_name].source = CONFIG_BY_DEFAULT;
+    config.served_model_name = (struct config_list){0};
+}
+
 static void long_prompts_are_refused_before_they_are_tokenised(void)
 {
     char body[4096];
@@ -401,6 +502,9 @@ int main(void)
     config.model = "/models/tiny.gguf";
     TEST(a_prompt_alone_gets_every_default);
     TEST(null_is_the_same_as_absent);
+    TEST(what_a_request_leaves_out_takes_the_servers_default);
+    TEST(an_operators_max_new_tokens_bounds_every_answer);
+    TEST(defaults_come_from_where_the_option_says);
     TEST(parameters_are_held_to_their_ranges);
     TEST(wrong_types_are_refused_with_their_path);
     TEST(bad_values_are_refused_with_their_path);
@@ -410,6 +514,7 @@ int main(void)
     TEST(whole_floats_are_integers);
     TEST(the_last_of_equal_names_counts);
     TEST(every_prompt_becomes_a_job_in_order);
+    TEST(the_models_path_is_its_name_unless_it_has_others);
     TEST(long_prompts_are_refused_before_they_are_tokenised);
     TEST(counts_are_capped_before_work_starts);
     TEST(bodies_that_are_no_object_are_refused);
