@@ -124,6 +124,61 @@ __device__ static inline void bring_job(narrow_shared<C> &shared, const struct a
     job.step();
 }
 
+__device__ static inline void prefetch(const void *address)
+{
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(address) : "memory");
+}
+
+/* The block's items that come next, one a thread of the warp. */
+struct narrow_batch {
+    struct attention_item item;
+    int32_t index; /* of thread 0's */
+};
+
+/* Their block tables are asked for too. */
+__device__ static inline struct narrow_batch
+batch_at(const struct attention_call &call, int32_t index, int32_t count, struct page_shifts shifts)
+{
+    int32_t heads = call.args.kv_head_count, lane = threadIdx.x % WARP;
+    int32_t own = min(index + lane * (int32_t)gridDim.x, count - 1);
+    struct narrow_batch batch = {call.work.narrow[own / heads], index};
+    struct attention_tile tile = tile_of(call, batch.item, 0, NARROW_ROWS);
+    prefetch(call.layer.table + tile.item.sequence * call.layer.table_stride +
+             (tile.begin >> shifts.page));
+    return batch;
+}
+
+/* The tile of item `index`, for the whole warp. */
+__device__ static inline struct attention_tile batch_tile(const struct attention_call &call,
+                                                          struct narrow_batch &batch, int32_t index,
+                                                          int32_t count, struct page_shifts shifts)
+{
+    if (index >= batch.index + WARP * (int32_t)gridDim.x)
+        batch = batch_at(call, index, count, shifts);
+    int32_t lane = (index - batch.index) / (int32_t)gridDim.x;
+    struct attention_item item;
+    item.sequence = __shfl_sync(0xffffffffu, batch.item.sequence, lane);
+    item.position = __shfl_sync(0xffffffffu, batch.item.position, lane);
+    item.token_first = __shfl_sync(0xffffffffu, batch.item.token_first, lane);
+    item.token_count = __shfl_sync(0xffffffffu, batch.item.token_count, lane);
+    item.first = __shfl_sync(0xffffffffu, batch.item.first, lane);
+    item.partial = __shfl_sync(0xffffffffu, batch.item.partial, lane);
+    item.slot = __shfl_sync(0xffffffffu, batch.item.slot, lane);
+    item.partial_count = __shfl_sync(0xffffffffu, batch.item.partial_count, lane);
+    return tile_of(call, item, index % call.args.kv_head_count, NARROW_ROWS);
+}
+
+/* Asks for the queries of an item to come. */
+template <int C>
+__device__ static inline void prefetch_query(const struct attention_call &call,
+                                             const struct attention_tile &tile)
+{
+    int32_t lane = threadIdx.x % WARP;
+    struct query_row row = row_of(call, tile, lane / 2);
+    if (row.query != NULL)
+        prefetch(row.query + lane % 2 * (C / 2));
+}
+
 /* One warp brings the keys; the other brings items and the values. */
 template <int C, enum page_plane PLANE>
 __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtensorMap &map,
@@ -131,16 +186,17 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
 {
     constexpr bool BRINGS = PLANE == PLANE_VALUE;
     struct page_shifts shifts = shifts_of(call.layer);
-    int32_t heads = call.args.kv_head_count, index = blockIdx.x;
+    int32_t index = blockIdx.x, grid = gridDim.x;
     auto job = ring_place<NARROW_JOBS>::first();
     narrow_place<C, PLANE> place = {{}, 0, ring_place<narrow_shape<C>::STAGES>::first()};
     if (call.work.fresh)
         kernel_wait();
     bulk_see();
-    struct attention_item item = call.work.narrow[index / heads];
-    int32_t count = call.work.plan->narrow_count * heads;
-    struct attention_tile tile = tile_of(call, item, index % heads, NARROW_ROWS);
+    int32_t count = call.work.plan->narrow_count * call.args.kv_head_count;
+    struct attention_tile tile = {};
     if (index < count) {
+        struct narrow_batch batch = batch_at(call, index, count, shifts);
+        tile = batch_tile(call, batch, index, count, shifts);
         struct page_window window = window_of(call, tile, shifts.page);
         place.start(tile);
         auto early = place;
@@ -148,16 +204,23 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
         for (; early.is_there(tile) && early.stage.parity == 0; early.step(tile))
             feed_tile<C, PLANE, PART_EARLY>(shared, map, tile, window, shifts, early);
         kernel_wait();
-        bulk_see();
         if (BRINGS)
             bring_job<C>(shared, call, tile, job);
+        bulk_see();
 #pragma unroll 1
         for (; place.is_there(tile) && place.stage.parity == 0; place.step(tile))
             feed_tile<C, PLANE, PART_LATE>(shared, map, tile, window, shifts, place);
 #pragma unroll 1
         for (;;) {
-            index += gridDim.x;
-            item = call.work.narrow[min(index, count - 1) / heads];
+            struct attention_tile next = tile;
+            struct page_window next_window = window;
+            index += grid;
+            if (index < count) {
+                next = batch_tile(call, batch, index, count, shifts);
+                next_window = window_of(call, next, shifts.page);
+                if (BRINGS)
+                    prefetch_query<C>(call, next);
+            }
 #pragma unroll 1
             for (; place.is_there(tile); place.step(tile)) {
                 barrier_wait(shared_address(&shared.empty[place.stage.index]),
@@ -166,8 +229,8 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
             }
             if (index >= count)
                 break;
-            tile = tile_of(call, item, index % heads, NARROW_ROWS);
-            window = window_of(call, tile, shifts.page);
+            tile = next;
+            window = next_window;
             place.start(tile);
             if (BRINGS)
                 bring_job<C>(shared, call, tile, job);

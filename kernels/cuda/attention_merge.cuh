@@ -50,7 +50,7 @@ __device__ static inline uint32_t quotient_pair(float low, float high,
     return pack_bf16(quotient(low, by.factor, by.sum), quotient(high, by.factor, by.sum));
 }
 
-enum { MERGE_THREADS = 256, MERGE_AHEAD = 16 /* partials on their way */ };
+enum { MERGE_THREADS = 128, MERGE_AHEAD = 8 /* partials on their way */ };
 
 /* Folds the partials of a tile in their order and puts out the rows: two columns a thread. */
 template <int C>

@@ -26,7 +26,7 @@ __global__ void __launch_bounds__(NARROW_BLOCK, narrow_shape<C>::BLOCKS)
 
 /* The list was whole before the kernel before this one began to yield. */
 template <int C>
-__global__ void __launch_bounds__(MERGE_THREADS)
+__global__ void __launch_bounds__(MERGE_THREADS, 8) /* there is room beside the items' blocks */
     merge_kernel(const __grid_constant__ struct attention_call call)
 {
     int32_t heads = call.args.kv_head_count, count = call.work.plan->merge_count * heads;

@@ -25,8 +25,21 @@ template <int C> struct narrow_state {
     bool folded; /* `total` holds something */
 };
 
+/* Rows of tiles that a thread reads: of its warp's keys, and of values, 32 at a time. */
+template <int C> struct narrow_rows {
+    page_row<C> key, value[2];
+};
+
+template <int C>
+__device__ static inline struct narrow_rows<C> rows_of(const struct kv_layer &layer) {
+    int32_t lane = threadIdx.x % WARP, box = shifts_of(layer).box;
+    return {page_row<C>::of(threadIdx.x / WARP * 16 + lane / 16 * 8 + lane % 8, box),
+            {page_row<C>::of(lane, box), page_row<C>::of(WARP + lane, box)}};
+}
+
 /* They wait for each other; barrier 0 is the whole block's. */
-__device__ static inline void narrow_sync(void)
+__device__ static inline void
+narrow_sync(void)
 {
     asm volatile("bar.sync 1, %0;" ::"n"((int)NARROW_THREADS) : "memory");
 }
@@ -61,10 +74,10 @@ __device__ static inline void release_stage(narrow_shared<C> &shared, int32_t st
 template <int C, int TILES>
 __device__ static inline void
 narrow_scores(float (&score)[SPAN_TILES][2][4], const uint32_t (&query)[C / 16][4],
-              narrow_shared<C> &shared, ring_place<narrow_shape<C>::STAGES> &place, int32_t box)
+              narrow_shared<C> &shared, ring_place<narrow_shape<C>::STAGES> &place,
+              const page_row<C> &own)
 {
-    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage[TILES];
-    auto own = page_row<C>::of(warp * 16 + lane / 16 * 8 + lane % 8, box);
+    int32_t lane = threadIdx.x % WARP, stage[TILES];
     uint32_t keys[TILES];
 #pragma unroll
     for (int32_t i = 0; i < TILES; i++, place.step()) {
@@ -197,7 +210,7 @@ __device__ static inline uint32_t keep_seen(uint32_t pair, uint64_t seen, int32_
 template <int C>
 __device__ static inline void
 narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared, int32_t t, uint32_t values,
-              const struct attention_tile &tile, int32_t start, int32_t box)
+              const struct attention_tile &tile, int32_t start, const struct narrow_rows<C> &rows)
 {
     constexpr int32_t COLUMNS = narrow_shape<C>::COLUMNS, RUN = 32;
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -218,11 +231,10 @@ narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared, int32_t t,
         const uint32_t p[2][4] = {{first.x, first.y, first.z, first.w},
                                   {second.x, second.y, second.z, second.w}};
         uint32_t b[COLUMNS][4];
-        auto own = page_row<C>::of(run + lane, box);
 #pragma unroll
         for (int32_t n = 0; n < COLUMNS; n++) {
             int32_t chunk = min(warp + n * NARROW_WARPS, C / 8 - 1);
-            load_matrices_turned(b[n], values + own.at(chunk));
+            load_matrices_turned(b[n], values + rows.value[run / RUN].at(chunk));
         }
         if (!whole) {
 #pragma unroll
@@ -303,9 +315,10 @@ template <int C, bool CAPPED>
 __device__ static inline void
 narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared, const struct attention_call &call,
             const struct attention_tile &tile, const uint32_t (&query)[C / 16][4],
-            const struct row_view (&row)[2], ring_place<narrow_shape<C>::STAGES> &place)
+            const struct row_view (&row)[2], const struct narrow_rows<C> &rows,
+            ring_place<narrow_shape<C>::STAGES> &place)
 {
-    int32_t end = (tile.end - 1) / KV_TILE + 1, box = shifts_of(call.layer).box;
+    int32_t end = (tile.end - 1) / KV_TILE + 1;
     struct narrow_span span = span_at(tile, tile.begin / KV_TILE);
 #pragma unroll 1
     while (span.first < end) {
@@ -313,15 +326,15 @@ narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared, const struct atten
         int32_t next = span.first + span.count;
         bool closes = next == end || next * KV_TILE % call.work.partial_tokens == 0;
         if (span.count == SPAN_TILES)
-            narrow_scores<C, SPAN_TILES>(score, query, shared, place, box);
+            narrow_scores<C, SPAN_TILES>(score, query, shared, place, rows.key);
         else
-            narrow_scores<C, 1>(score, query, shared, place, box);
+            narrow_scores<C, 1>(score, query, shared, place, rows.key);
         narrow_softmax<C, CAPPED>(state, score, shared, call, row, span, tile.count > 8, closes);
 #pragma unroll 1
         for (int32_t t = 0; t < span.count; t++, place.step()) {
             barrier_wait(shared_address(&shared.full[place.index]), place.parity);
             narrow_values<C>(state, shared, t, shared_address(shared.stage[place.index]), tile,
-                             (span.first + t) * KV_TILE, box);
+                             (span.first + t) * KV_TILE, rows);
             release_stage<C>(shared, place.index);
         }
         if (closes && next < end)
@@ -403,6 +416,7 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
     auto place = ring_place<narrow_shape<C>::STAGES>::first();
     auto job = ring_place<NARROW_JOBS>::first();
     int32_t lane = threadIdx.x % WARP;
+    struct narrow_rows<C> rows = rows_of<C>(call.layer);
     kernel_wait();
     kernel_yield(); /* not before: see launch.cuh */
 #pragma unroll 1
@@ -424,7 +438,7 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
         state.folded = false;
         for (int32_t i = 0; i < 2; i++)
             state.before[i] = {-CUDART_INF_F, 0.0f};
-        narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, place);
+        narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, rows, place);
         narrow_end<C>(state, shared, call, tile);
     }
 }

@@ -98,12 +98,13 @@ __device__ static inline void bulk_load_all(uint32_t target, const CUtensorMap *
                  : "memory");
 }
 
-/* A box of a map of five dimensions. */
+/* A box of a map of five dimensions, read once. */
 __device__ static inline void bulk_load_box(uint32_t target, const CUtensorMap *map,
                                             const int32_t (&place)[5], uint32_t barrier)
 {
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
+    asm volatile("{.reg .b64 once; createpolicy.fractional.L2::evict_first.b64 once, 1.0; "
+                 "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3, %4, %5, %6}], [%7], once;}" ::"r"(target),
                  "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(place[3]),
                  "r"(place[4]), "r"(barrier)
                  : "memory");
