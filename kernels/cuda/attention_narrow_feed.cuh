@@ -5,52 +5,55 @@
  * write to is asked for before the kernel before this one has ended: the list, block tables, and
  * the pages of the block's first item that hold earlier steps' positions alone.
  */
-#ifndef KERNELS_CUDA_ATTENTION_FEED_CUH
-#define KERNELS_CUDA_ATTENTION_FEED_CUH
+#ifndef KERNELS_CUDA_ATTENTION_NARROW_FEED_CUH
+#define KERNELS_CUDA_ATTENTION_NARROW_FEED_CUH
 
 #include "kernels/cuda/attention_ring.cuh"
 
 enum page_plane { PLANE_KEY, PLANE_VALUE };
 
 /* Where a feeding warp is: one of its tiles, and the stage that it goes to. */
-template <int C, enum page_plane PLANE>
-struct narrow_place {
-    struct narrow_span span; int32_t tile; /* of the span */
+template <int C, page_plane PLANE> struct narrow_place {
+    struct narrow_span span;
+    int32_t tile; /* of the span */
     ring_place<narrow_shape<C>::STAGES> stage;
 
     /* The other plane's stages. */
-    __device__ inline void pass(int32_t count){for (; count > 0; count--) stage.step();}
-__device__ inline void start(const struct attention_tile &all)
-{
-    span = span_at(all, all.begin / KV_TILE);
-    tile = 0;
-    if (PLANE == PLANE_VALUE)
-        pass(span.count);
-}
-__device__ inline bool is_there(const struct attention_tile &all) const
-{
-    return span.first * KV_TILE < all.end;
-}
-__device__ inline void step(const struct attention_tile &all)
-{
-    stage.step();
-    if (++tile < span.count)
-        return;
-    int32_t other = span.count;
-    span = span_at(all, span.first + span.count);
-    tile = 0;
-    if (PLANE == PLANE_VALUE)
-        other = is_there(all) ? span.count : 0;
-    pass(other);
-}
-}
-;
+    __device__ inline void pass(int32_t count)
+    {
+        for (; count > 0; count--)
+            stage.step();
+    }
+    __device__ inline void start(const struct attention_tile &all)
+    {
+        span = span_at(all, all.begin / KV_TILE);
+        tile = 0;
+        if (PLANE == PLANE_VALUE)
+            pass(span.count);
+    }
+    __device__ inline bool is_there(const struct attention_tile &all) const
+    {
+        return span.first * KV_TILE < all.end;
+    }
+    __device__ inline void step(const struct attention_tile &all)
+    {
+        stage.step();
+        if (++tile < span.count)
+            return;
+        int32_t other = span.count;
+        span = span_at(all, span.first + span.count);
+        tile = 0;
+        if (PLANE == PLANE_VALUE)
+            other = is_there(all) ? span.count : 0;
+        pass(other);
+    }
+};
 
 /* What part of a tile's pages to bring: before the kernel before this one has ended, those that
  * this step does not write to. */
 enum narrow_part { PART_EARLY, PART_LATE, PART_WHOLE };
 
-template <int C, enum page_plane PLANE, enum narrow_part PART>
+template <int C, page_plane PLANE, narrow_part PART>
 __device__ static inline void feed_tile(narrow_shared<C> &shared, const CUtensorMap &map,
                                         const struct attention_tile &tile,
                                         struct page_window &window, struct page_shifts shifts,
@@ -180,7 +183,7 @@ __device__ static inline void prefetch_query(const struct attention_call &call,
 }
 
 /* One warp brings the keys; the other brings items and the values. */
-template <int C, enum page_plane PLANE>
+template <int C, page_plane PLANE>
 __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtensorMap &map,
                                           const struct attention_call &call)
 {
