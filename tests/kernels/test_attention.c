@@ -330,6 +330,8 @@ static bool position_fits(const struct world *w, const struct seq *seq, int32_t 
         fits =
             close_to("q of rope_store", q, seq->turned + at(layer, p) * w->q_width + (int64_t)h * C,
                      C, subject.tolerance);
+        for (int32_t c = 0; c < C; c++) /* what attention is given: it may have been rounded */
+            q[c] = (double)seq->turned[at(layer, p) * w->q_width + (int64_t)h * C + c];
         reference_attention(out, q, k + kv, v + kv, wide, p, &w->attention,
                             shape->sinks ? &w->sink[h] : NULL);
         fits = fits &&
