@@ -15,8 +15,7 @@ CFLAGS := -std=c11 -D_GNU_SOURCE -O2 -g -fno-omit-frame-pointer -ffp-contract=of
 PILLAR_CFLAGS := -Wconversion -Wno-sign-conversion
 LDLIBS := -lmicrohttpd -lcjson -lyaml -lpcre2-8 -lutf8proc -lm -pthread
 NVCCFLAGS := -std=c++17 -O3 -lineinfo -I. -Werror all-warnings --fmad=true \
-	-gencode arch=compute_90a,code=sm_90a -gencode arch=compute_80,code=sm_80 \
-	-gencode arch=compute_89,code=sm_89 -Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-threadsafe-statics
+	-Xcompiler -Wall,-Wextra,-fno-exceptions,-fno-threadsafe-statics
 
 ifeq ($(MODE),asan)
 CFLAGS += -fsanitize=address,undefined -fno-sanitize-recover=all
@@ -76,6 +75,10 @@ isa = $(if $(findstring avx512bf16,$(1)),-mavx512f -mavx512bw -mavx512vl -mavx51
 extra = $(if $(filter kernels/% kvcache/% model/% scheduler/%,$(1)),$(PILLAR_CFLAGS)) \
 	$(if $(filter release,$(MODE)),$(if $(filter kernels/%,$(1)),-O3),-O1) $(call isa,$(1))
 
+# Kernels that only Hopper can run (cuda_matmul_fits) are not compiled for others.
+gpus = -gencode arch=compute_90a,code=sm_90a $(if $(findstring cuda/matmul,$(1)),,\
+	-gencode arch=compute_80,code=sm_80 -gencode arch=compute_89,code=sm_89)
+
 # The commit goes into one file, which is made anew when another one is checked out.
 $(shell mkdir -p $(OUT); echo $(COMMIT) | cmp -s - $(OUT)/commit || echo $(COMMIT) >$(OUT)/commit)
 $(OUT)/server/command.c.o: $(OUT)/commit
@@ -86,7 +89,7 @@ $(OUT)/%.c.o: %.c
 	$(QUIET)$(CC) $(CFLAGS) $(call extra,$<) -c $< -o $@
 $(OUT)/%.cu.o: %.cu
 	@mkdir -p $(@D)
-	$(QUIET)$(NVCC) $(NVCCFLAGS) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+	$(QUIET)$(NVCC) $(NVCCFLAGS) $(call gpus,$<) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
 QUIET := $(if $(V),,@echo "  $(MODE)  $$(echo $$@ | sed 's|$(OUT)/||')";)
 
 $(OUT)/quire: $(OUT)/server/main.c.o $(foreach room,$(NEEDS_server),$(call library,$(room)))
