@@ -214,6 +214,9 @@ struct device_ops {
     /* All bytes of a device of its own memory, whoever has them; NULL where the memory is the
      * host's, shared with everything else. */
     size_t (*memory_total)(struct device *device);
+    /* Bytes that this device has taken for itself so far, by `open` and all since; NULL where
+     * memory_total is. */
+    size_t (*memory_taken)(struct device *device);
     const char *(*describe)(struct device *device); /* for the start-up log */
     /* Bytes a second that the device reads from its memory, measured now, before weights and KV
      * have taken it; 0: there is not the memory to measure with, or the device is broken. */

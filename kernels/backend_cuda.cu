@@ -47,6 +47,7 @@ void *cuda_alloc(struct device *device, size_t bytes)
         return NULL;
     }
     device->memory[device->memory_count++] = memory;
+    device->memory_bytes += bytes;
     (void)cuda_check(device, cudaMemsetAsync(memory, 0, bytes, device->stream), __func__);
     return memory;
 }
@@ -56,6 +57,11 @@ static size_t cuda_memory_free(struct device *device)
     size_t free_bytes = 0, total_bytes = 0;
     (void)cuda_check(device, cudaMemGetInfo(&free_bytes, &total_bytes), __func__);
     return free_bytes;
+}
+
+static size_t cuda_memory_taken(struct device *device)
+{
+    return device->memory_bytes;
 }
 
 static size_t cuda_memory_total(struct device *device)
@@ -372,6 +378,7 @@ static const struct device_ops ops = {
     .close = cuda_close,
     .memory_free = cuda_memory_free,
     .memory_total = cuda_memory_total,
+    .memory_taken = cuda_memory_taken,
     .describe = cuda_describe,
     .read_rate = cuda_read_rate,
     .alloc = cuda_alloc,

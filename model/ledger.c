@@ -73,8 +73,9 @@ static int refuse_share(const struct ledger_wish *wish, int64_t limit, char *err
     snprintf(error, error_bytes,
              "not enough memory: %g of the device's %s is %s, but only %s are free; ask for a "
              "smaller share of the memory, or end what else uses the device",
-             wish->memory_share, ledger_size(wish->total_bytes, total), ledger_size(limit, share),
-             ledger_size(wish->free_bytes, left));
+             wish->memory_share, ledger_size(wish->total_bytes, total),
+             ledger_size(limit + wish->taken_bytes, share),
+             ledger_size(wish->free_bytes + wish->taken_bytes, left));
     return -ENOMEM;
 }
 
@@ -124,12 +125,15 @@ static int64_t under_limit(const struct ledger_wish *wish, int64_t context, int6
     return blocks < most ? blocks : most;
 }
 
-/* Bytes that may be taken. Exact sizes may take all that is free. */
+/* Bytes that may still be taken. Exact sizes may take all that is free. */
 static int64_t memory_limit(const struct ledger_wish *wish, bool given)
 {
     int64_t whole = wish->total_bytes > 0 ? wish->total_bytes : wish->free_bytes;
+    int64_t limit = (int64_t)((double)whole * wish->memory_share) - wish->taken_bytes;
 
-    return given ? wish->free_bytes : (int64_t)((double)whole * wish->memory_share);
+    if (given)
+        return wish->free_bytes;
+    return limit > 0 ? limit : 0;
 }
 
 int ledger_make(struct ledger *ledger, const struct ledger_wish *wish, char *error,

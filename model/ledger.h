@@ -19,6 +19,7 @@ struct ledger_wish {
 
     int64_t free_bytes;
     int64_t total_bytes; /* of a device of its own memory, others' use included; else 0 */
+    int64_t taken_bytes; /* of total_bytes, by the device itself before the ledger: of its share */
     int64_t weight_bytes;
     int64_t workspace_bytes; /* that does not depend on the context */
     int64_t position_bytes;  /* of workspace, for each position of the context */

@@ -196,8 +196,10 @@ static bool make_ledger(struct rank *rank, const struct loader *loader, const st
         wish->position_bytes += (int64_t)rope_table_bytes(&shape->rope[i], 1);
     wish->block_bytes = (int64_t)rank->ops->kv_block_bytes(rank->device, kv);
     wish->free_bytes = (int64_t)rank->ops->memory_free(rank->device);
-    if (rank->ops->memory_total != NULL)
+    if (rank->ops->memory_total != NULL) {
         wish->total_bytes = (int64_t)rank->ops->memory_total(rank->device);
+        wish->taken_bytes = (int64_t)rank->ops->memory_taken(rank->device);
+    }
     rank->block_bytes = wish->block_bytes;
     status = ledger_make(&rank->ledger, wish, detail, sizeof(detail));
     if (status != 0)

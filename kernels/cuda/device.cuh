@@ -148,6 +148,7 @@ struct device {
 
     void **memory; /* [memory_count] for close */
     int32_t memory_count, memory_max;
+    size_t memory_bytes; /* of them all */
 
     struct step_view step;
     uint8_t *step_data;

@@ -52,6 +52,10 @@ static void a_devices_own_memory_is_shared_out_as_a_whole(void)
     wish.total_bytes = 120000; /* others have 20,000: the share is of all the same */
     EXPECT_INT(make(&ledger, &wish), ==, 0);
     EXPECT_INT(ledger.block_count, ==, (60000 - 1000 - 356) / 32);
+    wish.taken_bytes = 3200; /* what the device took when it opened is part of the share */
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.block_count, ==, (60000 - 3200 - 1000 - 356) / 32);
+    wish.taken_bytes = 0;
     wish.memory_share = 0.9;
     EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
     EXPECT_STRING(message, "not enough memory: 0.9 of the device's 117.2 KiB is 105.5 KiB, but "
