@@ -40,22 +40,30 @@ struct launch_shape {
     dim3 grid;
     dim3 block;
     size_t shared_bytes;
+    uint32_t cluster = 1; /* blocks, neighbours along x */
 };
 
 template <typename... Parameters, typename... Arguments>
 static inline void launch(struct device *device, const char *where, void (*kernel)(Parameters...),
                           struct launch_shape shape, Arguments... arguments)
 {
-    cudaLaunchAttribute attribute = {};
+    cudaLaunchAttribute attribute[2] = {};
     cudaLaunchConfig_t config = {};
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    uint32_t count = 0;
+    if (device->overlaps) {
+        attribute[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        attribute[count++].val.programmaticStreamSerializationAllowed = 1;
+    }
+    if (shape.cluster > 1) {
+        attribute[count].id = cudaLaunchAttributeClusterDimension;
+        attribute[count++].val.clusterDim = {shape.cluster, 1, 1};
+    }
     config.gridDim = shape.grid;
     config.blockDim = shape.block;
     config.dynamicSmemBytes = shape.shared_bytes;
     config.stream = device->stream;
-    config.attrs = &attribute;
-    config.numAttrs = device->overlaps ? 1 : 0;
+    config.attrs = attribute;
+    config.numAttrs = count;
     (void)cuda_check(device, cudaLaunchKernelEx(&config, kernel, Parameters(arguments)...), where);
 }
 

@@ -16,22 +16,7 @@
 
 enum { TOKENS = 8, WARPS = 4 };
 
-/* One part of a weight and where its outputs go. */
-struct linear_part {
-    void *out; /* [T, count], rows of out_stride; bf16, or f32 of logits */
-    int64_t out_stride;
-    const bf16 *x; /* [T, in], rows of x_stride */
-    int64_t x_stride;
-    const uint8_t *weight; /* [count] rows of row_bytes */
-    int64_t row_bytes;
-    const float *bias; /* [count], or NULL */
-    int32_t count;
-    int32_t in;
-    int32_t T;
-    float softcap; /* 0: none */
-};
-
-template <enum format F, typename Out> __global__ void linear_kernel(struct linear_part part)
+template <enum format F, typename Out> __global__ void linear_kernel(struct matmul call)
 {
     constexpr int32_t VALUES = format_size<F>::VALUES;
     constexpr int32_t BYTES = format_size<F>::BYTES;
@@ -40,7 +25,7 @@ template <enum format F, typename Out> __global__ void linear_kernel(struct line
     int32_t first = blockIdx.y * TOKENS;
     kernel_yield();
     kernel_wait();
-    if (o >= part.count)
+    if (o >= call.count)
         return;
 
     /* Tokens past T read the last one's x again; their sums are dropped. */
@@ -48,38 +33,38 @@ template <enum format F, typename Out> __global__ void linear_kernel(struct line
     float sum[TOKENS];
 #pragma unroll
     for (int32_t j = 0; j < TOKENS; j++) {
-        x[j] = part.x + min(first + j, part.T - 1) * part.x_stride;
+        x[j] = call.x + min(first + j, call.T - 1) * call.x_stride;
         sum[j] = 0.0f;
     }
 
-    const uint8_t *row = part.weight + o * part.row_bytes;
-    for (int32_t k = lane; k < part.in; k += WARP) {
+    const uint8_t *row = (const uint8_t *)call.weight + o * (int64_t)(call.in / VALUES * BYTES);
+    for (int32_t k = lane; k < call.in; k += WARP) {
         float weight = dequantise<F>(row + (int64_t)(k / VALUES) * BYTES, k % VALUES);
 #pragma unroll
         for (int32_t j = 0; j < TOKENS; j++)
             sum[j] = fmaf(to_float(x[j][k]), weight, sum[j]);
     }
 
-    float bias = part.bias != NULL ? part.bias[o] : 0.0f;
+    float bias = call.bias != NULL ? call.bias[o] : 0.0f;
 #pragma unroll
     for (int32_t j = 0; j < TOKENS; j++) {
         float value = warp_sum(sum[j]) + bias;
-        if (part.softcap > 0.0f)
-            value = part.softcap * tanhf(value / part.softcap);
-        if (lane == 0 && first + j < part.T)
-            from_float((Out *)part.out + (first + j) * part.out_stride + o, value);
+        if (call.softcap > 0.0f)
+            value = call.softcap * tanhf(value / call.softcap);
+        if (lane == 0 && first + j < call.T)
+            from_float((Out *)call.out + (first + j) * call.out_stride + o, value);
     }
 }
 
 template <typename Out>
-static void linear_part(struct device *device, enum format format, const struct linear_part *part)
+static void plain(struct device *device, enum format format, const struct matmul &call)
 {
-    struct launch_shape shape = {dim3(ceil_div(part->count, WARPS), ceil_div(part->T, TOKENS)),
+    struct launch_shape shape = {dim3(ceil_div(call.count, WARPS), ceil_div(call.T, TOKENS)),
                                  dim3(WARPS * WARP), 0};
     switch (format) {
 #define FORMAT(constant, name, id, values, bytes)                                                  \
     case constant:                                                                                 \
-        launch(device, __func__, linear_kernel<constant, Out>, shape, *part);                      \
+        launch(device, __func__, linear_kernel<constant, Out>, shape, call);                       \
         break;
         FORMATS(FORMAT)
 #undef FORMAT
@@ -88,53 +73,49 @@ static void linear_part(struct device *device, enum format format, const struct 
     }
 }
 
-static struct matmul matmul_of(const struct linear_part &part)
+/* One part of a weight: on the tensor cores where this GPU and these rows are for them. */
+static void part(struct device *device, enum format format, const struct matmul &call)
 {
-    struct matmul call = {};
-    call.out = part.out;
-    call.out_stride = part.out_stride;
-    call.x = part.x;
-    call.x_stride = part.x_stride;
-    call.weight = (const bf16 *)part.weight;
-    call.bias = part.bias;
-    call.count = part.count;
-    call.in = part.in;
-    call.T = part.T;
-    call.softcap = part.softcap;
-    return call;
-}
-
-/* On the tensor cores: true when this GPU and these rows are for them. */
-static bool matmul(struct device *device, const struct linear_part &part, enum format format,
-                   bool f32)
-{
-    struct matmul call = matmul_of(part);
-    call.f32 = f32;
     if (format == FORMAT_BF16 && cuda_matmul_fits(device, call))
         cuda_matmul(device, call);
     else if (format != FORMAT_BF16 && cuda_matmul_packed_fits(device, call, format))
-        cuda_matmul_packed(device, call, format, part.weight);
+        cuda_matmul_packed(device, call, format);
+    else if (call.f32)
+        plain<float>(device, format, call);
     else
-        return false;
-    return true;
+        plain<bf16>(device, format, call);
 }
 
-template <typename Out>
-static void linear(struct device *device, struct linear_part part, const struct weight *weight)
+static struct matmul call_of(void *out, int64_t out_stride, struct activation x,
+                             const struct weight *weight, int32_t T)
 {
-    Out *out = (Out *)part.out;
-    int32_t done = 0;
-    if (part.T == 0)
+    struct matmul call = {};
+    call.out = out;
+    call.out_stride = out_stride;
+    call.x = (const bf16 *)x.data;
+    call.x_stride = x.stride;
+    call.weight = weight->part[0].data;
+    call.bias = weight->bias;
+    call.count = weight->out;
+    call.in = weight->in;
+    call.T = T;
+    return call;
+}
+
+/* All parts of a weight, their outputs behind each other. */
+static void linear(struct device *device, const struct matmul &whole, const struct weight *weight)
+{
+    int64_t done = 0, value_bytes = whole.f32 ? sizeof(float) : sizeof(bf16);
+    assert(!weight->interleaved);
+    if (whole.T == 0)
         return;
-    part.in = weight->in;
     for (int32_t i = 0; i < weight->part_count; i++) {
-        part.out = out + done;
-        part.count = weight->part[i].out;
-        part.weight = (const uint8_t *)weight->part[i].data;
-        part.row_bytes = (int64_t)format_row_bytes(weight->part[i].format, weight->in);
-        part.bias = weight->bias != NULL ? weight->bias + done : NULL;
-        if (!matmul(device, part, weight->part[i].format, sizeof(Out) == sizeof(float)))
-            linear_part<Out>(device, weight->part[i].format, &part);
+        struct matmul call = whole;
+        call.out = (uint8_t *)whole.out + done * value_bytes;
+        call.count = weight->part[i].out;
+        call.weight = weight->part[i].data;
+        call.bias = whole.bias != NULL ? whole.bias + done : NULL;
+        part(device, weight->part[i].format, call);
         done += weight->part[i].out;
     }
 }
@@ -142,21 +123,13 @@ static void linear(struct device *device, struct linear_part part, const struct 
 void cuda_linear(struct device *device, struct activation out, struct activation x,
                  const struct weight *weight, int32_t T)
 {
-    struct linear_part part = {};
-    assert(!weight->interleaved);
-    part.out = out.data;
-    part.out_stride = out.stride;
-    part.x = (const bf16 *)x.data;
-    part.x_stride = x.stride;
-    part.T = T;
-    linear<bf16>(device, part, weight);
+    linear(device, call_of(out.data, out.stride, x, weight, T), weight);
 }
 
 void cuda_gated_linear(struct device *device, struct activation out, struct activation gate_up,
                        struct activation x, const struct weight *weight, enum act_kind act,
                        int32_t T)
 {
-    struct linear_part part = {};
     assert(weight->gated);
     if (T == 0)
         return;
@@ -165,16 +138,7 @@ void cuda_gated_linear(struct device *device, struct activation out, struct acti
         cuda_act_mul(device, out, gate_up, act, T, weight->out / 2);
         return;
     }
-    part.out = out.data;
-    part.out_stride = out.stride;
-    part.x = (const bf16 *)x.data;
-    part.x_stride = x.stride;
-    part.weight = (const uint8_t *)weight->part[0].data;
-    part.bias = weight->bias;
-    part.count = weight->out;
-    part.in = weight->in;
-    part.T = T;
-    struct matmul call = matmul_of(part);
+    struct matmul call = call_of(out.data, out.stride, x, weight, T);
     call.gated = true;
     call.act = act;
     assert(cuda_matmul_fits(device, call)); /* activations come in chunks, or pack would not have */
@@ -184,12 +148,8 @@ void cuda_gated_linear(struct device *device, struct activation out, struct acti
 void cuda_logits(struct device *device, float *logits, struct activation x,
                  const struct weight *head, float softcap, int32_t count)
 {
-    struct linear_part part = {};
-    part.out = logits;
-    part.out_stride = head->out;
-    part.x = (const bf16 *)x.data;
-    part.x_stride = x.stride;
-    part.T = count;
-    part.softcap = softcap;
-    linear<float>(device, part, head);
+    struct matmul call = call_of(logits, head->out, x, head, count);
+    call.softcap = softcap;
+    call.f32 = true;
+    linear(device, call, head);
 }

@@ -145,8 +145,6 @@ static void matmul_launch(struct device *device, const struct matmul &call,
     auto kernel = matmul_kernel<GROUPS, N, CLUSTER, WEIGHT_ROWS, F32>;
     struct matmul_tiles tiles = wanted;
     CUtensorMap rows, columns;
-    cudaLaunchAttribute attribute[2] = {};
-    cudaLaunchConfig_t config = {};
     int32_t stage_bytes = matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
     int32_t behind = GROUPS * GROUP_ROWS * ROW_BYTES; /* read past the last stage's rows */
     int32_t shared = tiles.stage_count * stage_bytes + behind + SHARED_ALIGN;
@@ -165,20 +163,9 @@ static void matmul_launch(struct device *device, const struct matmul &call,
     (void)cuda_check(
         device, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
         __func__);
-    attribute[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute[0].val.programmaticStreamSerializationAllowed = 1;
-    attribute[1].id = cudaLaunchAttributeClusterDimension;
-    attribute[1].val.clusterDim.x = CLUSTER;
-    attribute[1].val.clusterDim.y = 1;
-    attribute[1].val.clusterDim.z = 1;
-    config.gridDim = dim3(CLUSTER * (clusters < most ? clusters : most));
-    config.blockDim = dim3((GROUPS + 1) * WARPGROUP);
-    config.dynamicSmemBytes = (size_t)shared;
-    config.stream = device->stream;
-    config.attrs = attribute;
-    config.numAttrs = CLUSTER > 1 ? 2 : 1;
-    (void)cuda_check(device, cudaLaunchKernelEx(&config, kernel, rows, columns, call, tiles),
-                     __func__);
+    struct launch_shape shape = {dim3(CLUSTER * (clusters < most ? clusters : most)),
+                                 dim3((GROUPS + 1) * WARPGROUP), (size_t)shared, CLUSTER};
+    launch(device, __func__, kernel, shape, rows, columns, call, tiles);
 }
 
 #define FEW(groups, columns, cluster, step_us)                                                     \

@@ -11,7 +11,7 @@ struct matmul {
     int64_t out_stride;
     const bf16 *x; /* [T, in], rows of x_stride */
     int64_t x_stride;
-    const bf16 *weight; /* [count, in] */
+    const void *weight; /* [count] rows of `in` values, of the format that goes with the call */
     const float *bias;  /* [count], or NULL */
     int32_t count;
     int32_t in;
@@ -26,10 +26,9 @@ struct matmul {
 bool cuda_matmul_fits(const struct device *device, const struct matmul &call);
 void cuda_matmul(struct device *device, const struct matmul &call);
 
-/* The same of weights that lie as in their file (`call.weight` is not looked at). */
+/* The same of weights that lie as in their file. */
 bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &call,
                              enum format format);
-void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format,
-                        const void *data);
+void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format);
 
 #endif

@@ -273,7 +273,7 @@ __device__ static inline void store_gated(const float (&sum)[N / 8][4], const st
 /* ---- launches ---- */
 
 /* Boxes of box_rows rows and DEPTH columns of [rows, width]. */
-static inline bool map_rows(struct device *device, CUtensorMap *map, const bf16 *data,
+static inline bool map_rows(struct device *device, CUtensorMap *map, const void *data,
                             int64_t stride, int32_t width, int32_t rows, int32_t box_rows)
 {
     auto encode = (PFN_cuTensorMapEncodeTiled_v12000)device->encode;

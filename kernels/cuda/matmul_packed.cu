@@ -429,11 +429,10 @@ bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &c
            (uintptr_t)call.out % 16 == 0;
 }
 
-void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format,
-                        const void *data)
+void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format)
 {
     struct packed_weight weight = {};
-    weight.data = (const uint8_t *)data;
+    weight.data = (const uint8_t *)call.weight;
     weight.row_bytes = (int64_t)format_row_bytes(format, call.in);
     weight.format = format;
     weight.unit_values = 256;

@@ -160,16 +160,23 @@ void cuda_step_close(struct device *device)
 
 /* ---- steps ---- */
 
+/* Into the step's pinned memory alone: the device takes it over in its own way. */
+static void stage_only(struct device *device, const struct flight *flight, enum step_part part,
+                       const void *source, size_t bytes)
+{
+    size_t offset = device->part_offset[part];
+    assert(bytes <= device->part_offset[part + 1] - offset);
+    if (bytes > 0)
+        memcpy(flight->staging + offset, source, bytes);
+}
+
 /* Into the step's pinned memory, and on to the same place on the device. */
 static void stage(struct device *device, const struct flight *flight, struct begin_work *work,
                   enum step_part part, const void *source, size_t bytes)
 {
     size_t offset = device->part_offset[part];
-    assert(bytes <= device->part_offset[part + 1] - offset);
     assert(bytes % sizeof(uint32_t) == 0);
-    if (bytes == 0)
-        return;
-    memcpy(flight->staging + offset, source, bytes);
+    stage_only(device, flight, part, source, bytes);
     if (bytes <= KERNEL_COPY_MAX) {
         work->part_words[part] = (int32_t)(bytes / sizeof(uint32_t));
         return;
@@ -178,16 +185,6 @@ static void stage(struct device *device, const struct flight *flight, struct beg
                      cudaMemcpyAsync(device->step_data + offset, flight->staging + offset, bytes,
                                      cudaMemcpyHostToDevice, device->stream),
                      __func__);
-}
-
-/* What the device takes over in its own way. */
-static void stage_only(struct device *device, const struct flight *flight, enum step_part part,
-                       const void *source, size_t bytes)
-{
-    size_t offset = device->part_offset[part];
-    assert(bytes <= device->part_offset[part + 1] - offset);
-    if (bytes > 0)
-        memcpy(flight->staging + offset, source, bytes);
 }
 
 static void begin(struct device *device, struct begin_work *work, const struct flight *flight)
