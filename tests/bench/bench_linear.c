@@ -7,13 +7,13 @@
  * multiply-adds of 16-bit activations out of registers (f32 ones for float formats).
  */
 #include "kernels/cpu/linear.h"
+#include "tests/bench/measure.h"
 
 #include <immintrin.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { REPEAT_MAX = 64, PEAK_CHAINS = 8 };
 
@@ -29,10 +29,7 @@ struct bench {
 
 static double now_s(void)
 {
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+    return now_us() * 1e-6;
 }
 
 static void *aligned(size_t bytes)
@@ -44,13 +41,6 @@ static void *aligned(size_t bytes)
         exit(1);
     }
     return memory;
-}
-
-static int compare(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
 }
 
 /* ---- peaks ---- */
@@ -262,7 +252,7 @@ static void run_case(const struct bench *bench, const struct shape *shape, uint8
         linear_run(bench->pool, bench->isa, &call);
         seconds[i] = now_s() - start;
     }
-    qsort(seconds, (size_t)repeat, sizeof *seconds, compare);
+    qsort(seconds, (size_t)repeat, sizeof *seconds, ascending);
     print_line(bench, shape, T, seconds, repeat);
     free(x);
     free(out);

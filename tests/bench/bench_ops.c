@@ -5,9 +5,8 @@
  * Shapes are those of Gemma 3 270M: 18 layers, 4 heads over 1, width 256, 262144 logits. `hash` is
  * of the result, so that a change of bits is seen.
  */
+#include "tests/bench/measure.h"
 #include "tests/kernels/harness.h"
-
-#include <time.h>
 
 enum {
     LAYERS = 18,
@@ -26,32 +25,6 @@ struct bench {
     int32_t threads;
     bool smoke;
 };
-
-static double now_us(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec * 1e6 + (double)time.tv_nsec * 1e-3;
-}
-
-static int ascending(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
-}
-
-/* FNV-1a */
-static uint64_t hash_of(const void *data, size_t bytes)
-{
-    const uint8_t *byte = data;
-    uint64_t hash = 0xcbf29ce484222325u;
-
-    for (size_t i = 0; i < bytes; i++)
-        hash = (hash ^ byte[i]) * 0x100000001b3u;
-    return hash;
-}
 
 static void print_case(const struct bench *bench, const char *name, double *us, int32_t repeat,
                        double flop, double bytes, uint64_t hash)

@@ -7,9 +7,8 @@
  * stand out of a normal bulk. `flat` ones are normal: top_p keeps tens of thousands. `hash` is of
  * the tokens, so that a change of bits is seen.
  */
+#include "tests/bench/measure.h"
 #include "tests/kernels/harness.h"
-
-#include <time.h>
 
 enum { FEW = 4, MANY = 24, REPEAT = 9, SAMPLES = 256, HISTORY = 400 };
 
@@ -39,32 +38,6 @@ static const struct sample_case sample_case[] = {
     {"greedy_penalty", {.temperature = 0, .top_p = 1, .repetition_penalty = 1.1f}, -1},
     {"top_p_penalty", {.temperature = 1, .top_p = 0.9f, .repetition_penalty = 1.1f}, -1},
 };
-
-static double now_us(void)
-{
-    struct timespec time;
-
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec * 1e6 + (double)time.tv_nsec * 1e-3;
-}
-
-static int ascending(const void *left, const void *right)
-{
-    double a = *(const double *)left, b = *(const double *)right;
-
-    return (a > b) - (a < b);
-}
-
-/* FNV-1a */
-static uint64_t hash_of(const void *data, size_t bytes)
-{
-    const uint8_t *byte = data;
-    uint64_t hash = 0xcbf29ce484222325u;
-
-    for (size_t i = 0; i < bytes; i++)
-        hash = (hash ^ byte[i]) * 0x100000001b3u;
-    return hash;
-}
 
 static void fill(const struct bench *bench, bool flat)
 {

@@ -289,18 +289,24 @@ static void configs_that_are_not_supported_are_refused_by_name(void)
     expect_config("Gemma3ForConditionalGeneration", "", "text_config is missing");
 }
 
+/* One slot of one token: enough to open the folder. */
+static struct model_options small_options(void)
+{
+    return (struct model_options){.path = folder,
+                                  .device = MODEL_DEVICE_CPU,
+                                  .slot_max = 1,
+                                  .token_max = 1,
+                                  .sample_max = 1,
+                                  .block_tokens = 16,
+                                  .block_count = 1};
+}
+
 static void a_missing_setting_is_named_as_the_file_would(void)
 {
-    struct model_options options = {.path = folder,
-                                    .device = MODEL_DEVICE_CPU,
-                                    .dummy_weights = true,
-                                    .slot_max = 1,
-                                    .token_max = 1,
-                                    .sample_max = 1,
-                                    .block_tokens = 16,
-                                    .block_count = 1};
+    struct model_options options = small_options();
     struct model *model;
 
+    options.dummy_weights = true;
     save_text("config.json", "{\"architectures\":[\"LlamaForCausalLM\"],\"vocab_size\":320}");
     EXPECT_INT(model_open(&model, &options, message, sizeof(message)), ==, -EINVAL);
     EXPECT(strstr(message, "config.json: num_hidden_layers is missing") != NULL);
@@ -473,19 +479,13 @@ static void another_folders_generation_settings_take_their_place(void)
 {
     static struct shape shape;
     struct model_generation generation = {0};
-    struct model_options options = {.path = folder,
-                                    .device = MODEL_DEVICE_CPU,
-                                    .slot_max = 1,
-                                    .token_max = 1,
-                                    .sample_max = 1,
-                                    .block_tokens = 16,
-                                    .block_count = 1,
-                                    .context_max = 16,
-                                    .dummy_weights = true,
-                                    .skip_tokenizer = true,
-                                    .generation = &generation};
+    struct model_options options = small_options();
     struct model *model;
 
+    options.context_max = 16;
+    options.dummy_weights = true;
+    options.skip_tokenizer = true;
+    options.generation = &generation;
     erase("generation_config.json");
     EXPECT_INT(model_read_generation(&generation, folder, message, sizeof(message)), ==, -ENOENT);
     EXPECT(strstr(message, "generation_config.json: No such file") != NULL);
@@ -510,20 +510,15 @@ static void another_folders_generation_settings_take_their_place(void)
 static void what_a_step_reads_is_known(void)
 {
     static struct shape shape;
-    struct model_options options = {.path = folder,
-                                    .device = MODEL_DEVICE_CPU,
-                                    .slot_max = 1,
-                                    .token_max = 1,
-                                    .sample_max = 1,
-                                    .block_tokens = 16,
-                                    .block_count = 16,
-                                    .context_max = 256,
-                                    .dummy_weights = true,
-                                    .skip_tokenizer = true,
-                                    .read_rate = true};
+    struct model_options options = small_options();
     struct model *model;
     const struct model_info *info;
 
+    options.block_count = 16;
+    options.context_max = 256;
+    options.dummy_weights = true;
+    options.skip_tokenizer = true;
+    options.read_rate = true;
     read_config("Qwen2ForCausalLM",
                 "\"sliding_window\":9,\"use_sliding_window\":true,\"max_window_layers\":3,"
                 "\"tie_word_embeddings\":true",
@@ -613,13 +608,7 @@ static void dummy_weights_are_the_same_each_time(void)
 static void without_their_files_weights_are_missed(void)
 {
     static struct shape shape;
-    struct model_options options = {.path = folder,
-                                    .device = MODEL_DEVICE_CPU,
-                                    .slot_max = 1,
-                                    .token_max = 1,
-                                    .sample_max = 1,
-                                    .block_tokens = 16,
-                                    .block_count = 1};
+    struct model_options options = small_options();
     struct model *model;
 
     read_config("LlamaForCausalLM", "", &shape);
