@@ -58,6 +58,11 @@ static inline void launch(struct device *device, const char *where, void (*kerne
         attribute[count].id = cudaLaunchAttributeClusterDimension;
         attribute[count++].val.clusterDim = {shape.cluster, 1, 1};
     }
+    if (shape.shared_bytes > 0) /* it may be more than what is there without asking */
+        (void)cuda_check(device,
+                         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                              (int)shape.shared_bytes),
+                         where);
     config.gridDim = shape.grid;
     config.blockDim = shape.block;
     config.dynamicSmemBytes = shape.shared_bytes;

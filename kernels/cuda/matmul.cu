@@ -140,10 +140,9 @@ struct matmul_variant {
 
 template <int GROUPS, int N, int CLUSTER, bool WEIGHT_ROWS, bool F32>
 static void matmul_launch(struct device *device, const struct matmul &call,
-                          const struct matmul_tiles &wanted)
+                          const struct matmul_tiles &tiles)
 {
     auto kernel = matmul_kernel<GROUPS, N, CLUSTER, WEIGHT_ROWS, F32>;
-    struct matmul_tiles tiles = wanted;
     CUtensorMap rows, columns;
     int32_t stage_bytes = matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
     int32_t behind = GROUPS * GROUP_ROWS * ROW_BYTES; /* read past the last stage's rows */
@@ -160,9 +159,6 @@ static void matmul_launch(struct device *device, const struct matmul &call,
                            N / CLUSTER);
     if (!mapped)
         return;
-    (void)cuda_check(
-        device, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-        __func__);
     struct launch_shape shape = {dim3(CLUSTER * (clusters < most ? clusters : most)),
                                  dim3((GROUPS + 1) * WARPGROUP), (size_t)shared, CLUSTER};
     launch(device, __func__, kernel, shape, rows, columns, call, tiles);

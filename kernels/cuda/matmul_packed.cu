@@ -395,9 +395,6 @@ static void packed_launch(struct device *device, const struct packed_weight &wei
 
     if (!map_rows(device, &columns, call.x, call.x_stride, call.in, call.T, N))
         return;
-    (void)cuda_check(
-        device, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared),
-        __func__);
     struct launch_shape shape = {dim3(blocks < most ? blocks : most),
                                  dim3(packed_ring<GROUPS>::THREADS), (size_t)shared};
     launch(device, __func__, kernel, shape, columns, weight, call, tiles);
