@@ -81,7 +81,8 @@ struct step_move {
     int32_t target;
 };
 
-/* One sequence's part of a step: token_count tokens from `position` on. */
+/* One sequence's part of a step: token_count tokens from `position` on. What is before it is in
+ * the cache when the step begins, or is copied there by its moves. */
 struct step_row {
     int32_t slot;
     int32_t position;

@@ -62,8 +62,9 @@ int bench_open(struct bench **created, const struct config *config,
     options.token_max = options.sample_max = larger(options.token_max, options.slot_max);
     if (options.context_max == 0)
         options.context_max = larger(limits->length_max, 512);
-    /* Room for the largest run and no more: the figures do not depend on what lies idle. */
-    if (options.block_count == 0 && options.kv_bytes == 0)
+    /* On a CPU, whose memory others use too, room for the largest run and no more; a GPU's is
+     * taken as the server takes it. The figures do not depend on what lies idle. */
+    if (config->device == CONFIG_DEVICE_CPU && options.block_count == 0 && options.kv_bytes == 0)
         options.block_count =
             (limits->length_max / options.block_tokens + 2) * larger(limits->sequence_max, 4);
     int result = model_open(&bench->model, &options, error, error_bytes);

@@ -1,13 +1,15 @@
 /* attention: out[t, h] = sum over p of softmax(cap(scale * q . k[p])) * v[p], p from the window's
  * first position to the token's own, all read from the cache.
  *
- * Two variants. `tensor`: a persistent kernel that takes items off the step's work list, first
- * the wide tiles (prompts), with all warps on one item, then the narrow ones (decode), with four
- * warps on an item; attention.cuh tells what they share and why bits do not depend on the list.
- * `plain`: for the other head widths, and the simplest statement of what is computed. Which of
- * them runs depends on the model's shape and the GPU alone, never on the step.
+ * Two variants. `tensor`: kernels that take items off the step's work list, one the wide tiles
+ * (prompts, here), another the narrow ones (decode, attention_narrow.cu); each is launched where
+ * the step has such items. attention.cuh tells what they share and why bits do not depend on the
+ * list. `plain`: for the other head widths and for small pages, and the simplest statement of what
+ * is computed. Which of the two runs depends on the model's shape, the page and the GPU alone,
+ * never on the step. On Hopper the prompts of most widths go to a kernel of their own instead
+ * (attention_prompt.cu).
  */
-#include "kernels/cuda/attention_narrow.cuh"
+#include "kernels/cuda/attention_pages.cuh"
 #include "kernels/cuda/attention_wide.cuh"
 #include "kernels/cuda/reduce.cuh"
 
@@ -17,23 +19,9 @@
 
 enum { CORE_THREADS = 256, SHARED_BYTES_MAX = 227 * 1024 };
 
-/* Narrow items that a block works on at a time, and how many tiles are on their way to each. */
-template <int C> struct narrow_shape {
-    static constexpr int32_t GROUPS = C <= 192 ? 2 : 1;
-    static constexpr int32_t STAGES_FIT =
-        (SHARED_BYTES_MAX / GROUPS - 6 * 1024) / (2 * tile_layout<C>::BYTES + KV_TILE * 8);
-    static constexpr int32_t STAGES = STAGES_FIT > 6 ? 6 : STAGES_FIT;
-    static_assert(STAGES >= 2, "one tile on its way while another is worked on");
-};
-
-template <int C> union tensor_shared {
-    wide_shared<C> wide;
-    narrow_shared<C, narrow_shape<C>::STAGES> narrow[narrow_shape<C>::GROUPS];
-};
-
 /* Takes wide items until there are none. */
 template <int C>
-__device__ static void wide_work(tensor_shared<C> &shared, const struct attention_call &call,
+__device__ static void wide_work(wide_shared<C> &shared, const struct attention_call &call,
                                  int32_t *next)
 {
     constexpr int32_t THREADS = wide_shape<C>::THREADS;
@@ -47,7 +35,7 @@ __device__ static void wide_work(tensor_shared<C> &shared, const struct attentio
         if (i >= item_count)
             break;
         /* neighbours share a head, so that its keys and values stay in the cache of the GPU */
-        wide_item<C>(shared.wide, call, call.work.wide[i % count], i / count);
+        wide_item<C>(shared, call, call.work.wide[i % count], i / count);
     }
 }
 
@@ -55,21 +43,14 @@ template <int C>
 __global__ void __launch_bounds__(CORE_THREADS, 1)
     tensor_kernel(const __grid_constant__ struct attention_call call)
 {
-    int32_t group = threadIdx.x / NARROW_THREADS;
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ int32_t next;
-    tensor_shared<C> &shared = *reinterpret_cast<tensor_shared<C> *>(memory);
+    wide_shared<C> &shared = *reinterpret_cast<wide_shared<C> *>(memory);
     if (threadIdx.x < wide_shape<C>::THREADS)
         wide_work<C>(shared, call, &next);
     __syncthreads();
-    if (threadIdx.x < narrow_shape<C>::GROUPS * NARROW_THREADS)
-        narrow_items<C, narrow_shape<C>::STAGES>(shared.narrow[group], call,
-                                                 group * gridDim.x + blockIdx.x,
-                                                 narrow_shape<C>::GROUPS * gridDim.x);
-    __syncthreads();
     if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
         call.work.ticket[0] = 0; /* for the next launch */
-        call.work.ticket[1] = 0;
         call.work.ticket[2] = 0;
     }
 }
@@ -165,15 +146,10 @@ struct attention_variant {
     void (*launch)(struct device *device, const struct attention_call &call, int32_t T);
 };
 
-template <int C>
-static void tensor_launch(struct device *device, const struct attention_call &wanted, int32_t T)
+template <int C> static void wide_launch(struct device *device, const struct attention_call &call)
 {
-    (void)T; /* how many items there are is known on the device */
-    struct attention_call call = wanted;
-    int32_t bytes = (int32_t)sizeof(tensor_shared<C>);
-    static_assert(sizeof(tensor_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");
-    struct attention_key key = {call.group, call.args.window, wide_shape<C>::ROWS};
-    call.work = cuda_attention_work(device, key);
+    int32_t bytes = (int32_t)sizeof(wide_shared<C>);
+    static_assert(sizeof(wide_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");
     (void)cuda_check(
         device,
         cudaFuncSetAttribute(tensor_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
@@ -181,12 +157,34 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
     tensor_kernel<C><<<device->core_count, CORE_THREADS, bytes, device->stream>>>(call);
 }
 
+/* How many items there are is known on the device, of which kinds here too. */
+template <int C>
+static void tensor_launch(struct device *device, const struct attention_call &wanted, int32_t T)
+{
+    (void)T;
+    struct attention_call call = wanted;
+    struct attention_key key = {call.group, call.args.window, wide_shape<C>::ROWS};
+    struct attention_kinds kinds = cuda_attention_kinds(device, call.group);
+    if (!kinds.wide && !kinds.narrow)
+        return;
+    bool apart = cuda_attention_prompt_fits(device, C);
+    if (apart)
+        key.wide_rows = PROMPT_ROWS;
+    call.work = cuda_attention_work(device, key);
+    if (kinds.wide && apart)
+        cuda_attention_prompt(device, call);
+    else if (kinds.wide)
+        wide_launch<C>(device, call);
+    if (kinds.narrow)
+        cuda_attention_narrow(device, call, kinds.merge);
+}
+
 static bool tensor_fits(const struct device *device, const struct attention_args *args,
                         const struct attention_variant *variant)
 {
     return args->head_width == variant->head_width && args->scale > 0.0f &&
            args->head_count / args->kv_head_count <= GROUP_MAX &&
-           device->shared_bytes >= SHARED_BYTES_MAX;
+           device->shared_bytes >= SHARED_BYTES_MAX && pages_fit(device);
 }
 
 static void plain_launch(struct device *device, const struct attention_call &call, int32_t T)

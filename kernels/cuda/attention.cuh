@@ -22,9 +22,10 @@
 enum {
     KV_TILE = 64,
     PARTIAL_TOKENS = 512,
-    NARROW_ROWS = 16,     /* rows of a tile that is also cut along the context */
-    NARROW_TILES_MAX = 2, /* a part with more rows than these hold is cut into wide tiles */
-    GROUP_MAX = 64,       /* G */
+    NARROW_ROWS = 16,      /* rows of a tile that is also cut along the context */
+    NARROW_TILES_MAX = 2,  /* a part with more rows than these hold is cut into wide tiles */
+    NARROW_BLOCKS_MAX = 2, /* on a multiprocessor; each reads its first item, there or not */
+    GROUP_MAX = 64,        /* G */
 };
 
 static_assert(PARTIAL_TOKENS % KV_TILE == 0, "a tile belongs to one partial");
@@ -37,16 +38,17 @@ struct alignas(16) attention_item {
     int32_t position;    /* of the row of the step */
     int32_t token_first; /* likewise */
     int32_t token_count;
-    int32_t first;   /* the tile's first query row, of the row's token_count * G */
-    int32_t partial; /* or PARTIAL_ALL */
-    int32_t slot;    /* where partial 0's result would go; used where partial >= 0 */
-    int32_t arrival; /* of the tile's partials, likewise */
+    int32_t first;         /* the tile's first query row, of the row's token_count * G */
+    int32_t partial;       /* or PARTIAL_ALL; of a merge, the first */
+    int32_t slot;          /* where partial 0's result would go; used where partial >= 0 */
+    int32_t partial_count; /* of the tile, likewise */
 };
 
 /* On the device. Wide items stand first. */
 struct attention_plan {
     int32_t wide_count;
     int32_t narrow_count;
+    int32_t merge_count; /* tiles whose partials are items of their own */
 };
 
 /* What a plan is made for; layers that are alike share it. */
@@ -61,11 +63,17 @@ struct attention_work {
     struct attention_plan *plan;
     struct attention_item *wide;   /* [token_max + slot_max] */
     struct attention_item *narrow; /* [narrow_max] */
-    float *partial;                /* [slot_max, K, NARROW_ROWS, C + 2] values, maximum, sum */
-    int32_t *arrived;              /* [rows, NARROW_TILES_MAX, K] partials that are there */
-    int32_t *ticket;               /* next wide and narrow item; CTAs that are done */
+    struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
+    float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
+    int32_t *ticket;               /* [0] next wide item, [2] CTAs that are done */
     int32_t slot_max;              /* of `partial`, / K */
     int32_t partial_tokens;
+    bool fresh; /* the list is made by the kernel just before this one */
+};
+
+/* Which items the step's list has. */
+struct attention_kinds {
+    bool wide, narrow, merge;
 };
 
 __device__ static inline float exp2_fast(float value)
@@ -195,5 +203,9 @@ __device__ static inline float partial_fold(float before, float partial, float2 
 /* attention_plan.cu: the work list of this step for layers of this kind, made on the device. */
 bool cuda_attention_open(struct device *device, const struct kv_shape *shape);
 struct attention_work cuda_attention_work(struct device *device, struct attention_key key);
+
+/* What the rows of the step begun last need, known on the host; a capture keeps in mind for which
+ * steps what it leaves out is not needed. */
+struct attention_kinds cuda_attention_kinds(struct device *device, int32_t group);
 
 #endif

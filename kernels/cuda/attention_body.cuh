@@ -30,6 +30,13 @@ struct attention_tile {
     int32_t begin, end; /* of these, those to go through */
 };
 
+/* Which of its part's tokens a query row is; most parts have one. */
+__device__ static inline int32_t token_of(const struct attention_call &call,
+                                          const struct attention_item &item, int32_t row)
+{
+    return item.token_count == 1 ? 0 : row / call.group;
+}
+
 __device__ static inline struct attention_tile tile_of(const struct attention_call &call,
                                                        struct attention_item item, int32_t kv_head,
                                                        int32_t rows)
@@ -39,9 +46,9 @@ __device__ static inline struct attention_tile tile_of(const struct attention_ca
     tile.first = item.first;
     tile.count = min(rows, tile.item.token_count * call.group - item.first);
     tile.kv_head = kv_head;
-    int32_t start = tile.item.position + tile.first / call.group;
+    int32_t start = tile.item.position + token_of(call, item, tile.first);
     tile.low = call.args.window > 0 ? max(start - call.args.window + 1, 0) : 0;
-    tile.high = tile.item.position + (tile.first + tile.count - 1) / call.group;
+    tile.high = tile.item.position + token_of(call, item, tile.first + tile.count - 1);
     tile.begin = tile.low;
     tile.end = tile.high + 1;
     if (item.partial >= 0) {
@@ -65,8 +72,8 @@ __device__ static inline struct query_row row_of(const struct attention_call &ca
     struct query_row row = {NULL, NULL, 0, 0, -1};
     if (r >= tile.count)
         return row;
-    int32_t token = (tile.first + r) / call.group;
-    row.head = tile.kv_head * call.group + (tile.first + r) % call.group;
+    int32_t token = token_of(call, tile.item, tile.first + r);
+    row.head = tile.kv_head * call.group + tile.first + r - token * call.group;
     int64_t column = (int64_t)row.head * call.args.head_width;
     row.query = call.query + (tile.item.token_first + token) * call.stride + column;
     row.out = call.out + (tile.item.token_first + token) * call.out_stride + column;
@@ -160,5 +167,12 @@ __device__ static inline float quotient(float value, float factor, float sum)
 {
     return __fadd_rn(__fdiv_rn(__fmul_rn(value, factor), sum), 0.0f);
 }
+
+/* attention_narrow.cu: the narrow items of the work list, and what merges their partials. */
+void cuda_attention_narrow(struct device *device, const struct attention_call &call, bool merges);
+/* attention_prompt.cu: the wide items of the work list, of PROMPT_ROWS rows, where it fits. */
+enum { PROMPT_ROWS = 128 };
+bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width);
+void cuda_attention_prompt(struct device *device, const struct attention_call &call);
 
 #endif

@@ -1,424 +1,431 @@
 /* A narrow item: 16 query rows, four warps, one partial or all of them.
  *
- * Each warp makes the scores of 16 of a tile's 64 positions; maxima and weights go through shared
- * memory, and each warp makes a quarter of the output's columns over all 64. Tiles come in a ring
- * of STAGES. When the item is one of several, its result goes to its slot, and the one that comes
- * last folds all in their order.
+ * Two more warps feed them, ahead of them, so that what happens at an item's end takes no time
+ * from the memory: they keep a ring of tiles full, of this item and of those that follow, one the
+ * keys, the other the values, and items with their queries. The tiles come span by span, SPAN_TILES
+ * of keys and then their values: the running maxima of a span are known at once, and two meetings
+ * of the warps do for it. Each warp makes the scores of 16 of a tile's 64 positions and, over all
+ * 64, a quarter of the output's columns. When the item is one of several partials its result goes
+ * to its slot; the merge, a kernel behind this one, folds them in their order. (When the
+ * partial that came last folded all, 8 x 8k took 136 us, now 99: its fence seems to wait for all
+ * copies that are on their way.)
  */
 #ifndef KERNELS_CUDA_ATTENTION_NARROW_CUH
 #define KERNELS_CUDA_ATTENTION_NARROW_CUH
 
-#include "kernels/cuda/attention_body.cuh"
-
-enum { NARROW_WARPS = 4, NARROW_THREADS = NARROW_WARPS * WARP };
-
-/* Shared memory of one item's warps. */
-template <int C, int STAGES> struct narrow_shared {
-    alignas(1024) uint8_t stage[STAGES][2 * tile_layout<C>::BYTES];
-    uint4 weight[KV_TILE / 16][WARP]; /* A operands of P */
-    int64_t offset[STAGES][KV_TILE];
-    float maximum[NARROW_WARPS][NARROW_ROWS];
-    float sum[NARROW_WARPS][NARROW_ROWS];
-    int32_t next; /* item */
-    bool last;
-};
+#include "kernels/cuda/attention_merge.cuh"
+#include "kernels/cuda/attention_ring.cuh"
 
 /* What a thread holds of a tile of rows: rows g and g + 8, columns of its warp. */
 template <int C> struct narrow_state {
-    static constexpr int32_t COLUMNS = (C / 8 + NARROW_WARPS - 1) / NARROW_WARPS;
-    float value[COLUMNS][4]; /* of this partial */
-    float total[COLUMNS][4]; /* of those before it */
+    float value[narrow_shape<C>::COLUMNS][4]; /* of this partial */
     struct running row[2];
     float sum[2]; /* this thread's positions of this partial */
     struct row_total before[2];
+    bool folded; /* `total` holds something */
 };
 
-/* The warps of one item wait for each other. */
-__device__ static inline void group_sync(int32_t group)
+/* They wait for each other; barrier 0 is the whole block's. */
+__device__ static inline void narrow_sync(void)
 {
-    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"((int)NARROW_THREADS) : "memory");
+    asm volatile("bar.sync 1, %0;" ::"n"((int)NARROW_THREADS) : "memory");
 }
 
+/* A operands of the item's rows; zeros past the count. */
 template <int C>
-__device__ static inline void
-narrow_scores(float (&score)[2][4], const uint32_t (&query)[C / 16][4], uint32_t keys, int32_t warp)
+__device__ static inline void narrow_query(uint32_t (&query)[C / 16][4],
+                                           const narrow_shared<C> &shared, int32_t job,
+                                           int32_t count)
 {
-    int32_t lane = threadIdx.x % WARP;
-    int32_t r = warp * 16 + lane / 16 * 8 + lane % 8;
+    int32_t lane = threadIdx.x % WARP, r = lane % 16;
+    uint32_t own = shared_address(&shared.zero), step = 0;
+    if (r < count) {
+        own = shared_address(shared.query[job][r]) + (uint32_t)(lane / 16 * 16);
+        step = 32;
+    }
+#pragma unroll
+    for (int32_t k = 0; k < C / 16; k++)
+        load_matrices(query[k], own + k * step);
+}
+
+/* A warp has read what it needs of this stage. */
+template <int C>
+__device__ static inline void release_stage(narrow_shared<C> &shared, int32_t stage)
+{
+    __syncwarp();
+    if (threadIdx.x % WARP == 0)
+        barrier_arrive(shared_address(&shared.empty[stage]));
+}
+
+/* Scores of the warp's 16 positions of the next TILES tiles. */
+template <int C, int TILES>
+__device__ static inline void
+narrow_scores(float (&score)[SPAN_TILES][2][4], const uint32_t (&query)[C / 16][4],
+              narrow_shared<C> &shared, ring_place<narrow_shape<C>::STAGES> &place, int32_t box)
+{
+    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage[TILES];
+    auto own = page_row<C>::of(warp * 16 + lane / 16 * 8 + lane % 8, box);
+    uint32_t keys[TILES];
+#pragma unroll
+    for (int32_t i = 0; i < TILES; i++, place.step()) {
+        stage[i] = place.index;
+        keys[i] = shared_address(shared.stage[stage[i]]);
+        barrier_wait(shared_address(&shared.full[stage[i]]), place.parity);
+    }
 #pragma unroll
     for (int32_t k = 0; k < C / 16; k++) {
-        uint32_t b[4];
-        load_matrices(b, keys + tile_layout<C>::at(r, 2 * k + lane / 8 % 2));
-        mma(score[0], query[k], b[0], b[1]);
-        mma(score[1], query[k], b[2], b[3]);
-    }
-}
-
-/* Cap, mask, maximum of the warp's positions for rows g and g + 8. */
-__device__ static inline void narrow_mask(float (&score)[2][4], float (&maximum)[2],
-                                          const struct attention_args &args,
-                                          const struct query_row (&row)[2], int32_t position)
-{
+        uint32_t b[TILES][4];
 #pragma unroll
-    for (int32_t i = 0; i < 2; i++) {
-        maximum[i] = -CUDART_INF_F;
+        for (int32_t i = 0; i < TILES; i++)
+            load_matrices(b[i], keys[i] + own.at(2 * k + lane / 8 % 2));
 #pragma unroll
-        for (int32_t j = 0; j < 4; j++) {
-            float &own = score[j / 2][2 * i + j % 2];
-            int32_t at = position + j / 2 * 8 + j % 2;
-            own = at >= row[i].low && at <= row[i].high ? capped(own, args) : -CUDART_INF_F;
-            maximum[i] = fmaxf(maximum[i], own);
+        for (int32_t i = 0; i < TILES; i++) {
+            mma(score[i][0], query[k], b[i][0], b[i][1]);
+            mma(score[i][1], query[k], b[i][2], b[i][3]);
         }
-        maximum[i] = quad_max(maximum[i]);
     }
+#pragma unroll
+    for (int32_t i = 0; i < TILES; i++)
+        release_stage<C>(shared, stage[i]);
 }
 
-template <int C>
-__device__ static inline void narrow_values(narrow_state<C> &state, const uint4 (*weight)[WARP],
-                                            uint32_t values, int32_t warp)
+/* Positions that a row sees. */
+struct row_view {
+    int32_t low, high;
+};
+
+/* Cap, mask, maximum of the warp's positions for row g + 8 i. */
+template <bool CAPPED>
+__device__ static inline float narrow_mask(float (&score)[2][4], const struct attention_args &args,
+                                           struct row_view row, int32_t i, int32_t position)
 {
-    int32_t lane = threadIdx.x % WARP;
-    uint32_t p[KV_TILE / 16][4];
+    float maximum = -CUDART_INF_F;
 #pragma unroll
-    for (int32_t k = 0; k < KV_TILE / 16; k++) {
-        uint4 own = weight[k][lane];
-        p[k][0] = own.x, p[k][1] = own.y, p[k][2] = own.z, p[k][3] = own.w;
+    for (int32_t j = 0; j < 4; j++) {
+        float &own = score[j / 2][2 * i + j % 2];
+        int32_t at = position + j / 2 * 8 + j % 2;
+        if (CAPPED)
+            own = capped(own, args);
+        own = at >= row.low && at <= row.high ? own : -CUDART_INF_F;
+        maximum = fmaxf(maximum, own);
     }
+    return quad_max(maximum);
+}
+
+/* The weights of row g + 8 i in one tile; the row's state goes on. */
+template <int C>
+__device__ static inline void narrow_weigh(narrow_state<C> &state, uint32_t (&packed)[4],
+                                           const float (&score)[2][4], float4 maximum, float scale,
+                                           int32_t i)
+{
+    float weight[4];
+    advance(state.row[i], fmaxf(fmaxf(maximum.x, maximum.y), fmaxf(maximum.z, maximum.w)), scale);
 #pragma unroll
-    for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++) {
-        int32_t chunk = warp + n * NARROW_WARPS;
-        if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
+    for (int32_t j = 0; j < 4; j++)
+        weight[j] = weight_of(score[j / 2][2 * i + j % 2], scale, state.row[i].base);
+    float sum = __fadd_rn(__fadd_rn(__fadd_rn(weight[0], weight[1]), weight[2]), weight[3]);
+    state.sum[i] = __fmaf_rn(state.sum[i], state.row[i].factor, sum);
+    packed[i] = pack_half(weight[0], weight[1]);
+    packed[i + 2] = pack_half(weight[2], weight[3]);
+}
+
+/* From a span's scores to its weights in shared memory, and the factors that go before each tile;
+ * after a partial's last span also the sums. Rows g + 8 are there where the item is tall. */
+template <int C, bool CAPPED>
+__device__ static inline void
+narrow_softmax(narrow_state<C> &state, float (&score)[SPAN_TILES][2][4], narrow_shared<C> &shared,
+               const struct attention_call &call, const struct row_view (&row)[2],
+               struct narrow_span span, bool tall, bool closes)
+{
+    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4;
+    int32_t position = span.first * KV_TILE + warp * 16 + lane % 4 * 2;
+#pragma unroll
+    for (int32_t t = 0; t < SPAN_TILES; t++)
+#pragma unroll
+        for (int32_t i = 0; i < 2; i++) {
+            if (t >= span.count || (i == 1 && !tall))
+                break;
+            float most =
+                narrow_mask<CAPPED>(score[t], call.args, row[i], i, position + t * KV_TILE);
+            if (lane % 4 == 0)
+                ((float *)&shared.maximum[t][g + 8 * i])[warp] = most;
+        }
+    narrow_sync();
+#pragma unroll
+    for (int32_t t = 0; t < SPAN_TILES; t++) {
+        uint32_t packed[4] = {};
+        if (t >= span.count)
             break;
 #pragma unroll
-        for (int32_t i = 0; i < 4; i++)
-            state.value[n][i] = __fmul_rn(state.value[n][i], state.row[i / 2].factor);
-#pragma unroll
-        for (int32_t k = 0; k < KV_TILE / 16; k += 2) {
-            uint32_t b[4];
-            load_matrices_turned(b, values + tile_layout<C>::at(k * 16 + lane, chunk));
-            mma(state.value[n], p[k], b[0], b[1]);
-            mma(state.value[n], p[k + 1], b[2], b[3]);
+        for (int32_t i = 0; i < 2; i++) {
+            if (i == 1 && !tall)
+                break;
+            narrow_weigh<C>(state, packed, score[t], shared.maximum[t][g + 8 * i], call.scale, i);
+            if (warp == 0 && lane % 4 == 0)
+                shared.factor[t][g + 8 * i] = state.row[i].factor;
         }
+        shared.weight[t][warp][lane] = {packed[0], packed[1], packed[2], packed[3]};
     }
-}
-
-/* One tile of keys and values. */
-template <int C, int STAGES>
-__device__ static inline void
-narrow_tile(narrow_state<C> &state, narrow_shared<C, STAGES> &shared,
-            const struct attention_call &call, const uint32_t (&query)[C / 16][4],
-            const struct query_row (&row)[2], int32_t position, int32_t stage)
-{
-    int32_t thread = threadIdx.x % NARROW_THREADS, warp = thread / WARP, lane = thread % WARP;
-    int32_t group = threadIdx.x / NARROW_THREADS, g = lane / 4;
-    uint32_t keys = (uint32_t)__cvta_generic_to_shared(shared.stage[stage]);
-    float score[2][4] = {}, maximum[2];
-
-    narrow_scores<C>(score, query, keys, warp);
-    narrow_mask(score, maximum, call.args, row, position + warp * 16 + lane % 4 * 2);
-    if (lane % 4 == 0) {
-        shared.maximum[warp][g] = maximum[0];
-        shared.maximum[warp][g + 8] = maximum[1];
-    }
-    group_sync(group);
-    uint32_t packed[4];
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
-        float most = shared.maximum[0][g + 8 * i];
-        for (int32_t w = 1; w < NARROW_WARPS; w++)
-            most = fmaxf(most, shared.maximum[w][g + 8 * i]);
-        advance(state.row[i], most, call.scale);
-        float weight[4];
-#pragma unroll
-        for (int32_t j = 0; j < 4; j++)
-            weight[j] = weight_of(score[j / 2][2 * i + j % 2], call.scale, state.row[i].base);
-        float sum = __fadd_rn(__fadd_rn(__fadd_rn(weight[0], weight[1]), weight[2]), weight[3]);
-        state.sum[i] = __fmaf_rn(state.sum[i], state.row[i].factor, sum);
-        packed[i] = pack_half(weight[0], weight[1]);
-        packed[i + 2] = pack_half(weight[2], weight[3]);
+        if (!closes || (i == 1 && !tall))
+            break;
+        float sum = quad_sum(state.sum[i]);
+        if (lane % 4 == 0)
+            ((float *)&shared.sum[g + 8 * i])[warp] = sum;
     }
-    shared.weight[warp][lane] = {packed[0], packed[1], packed[2], packed[3]};
-    group_sync(group);
-    narrow_values<C>(state, shared.weight, keys + tile_layout<C>::BYTES, warp);
+    narrow_sync();
+}
+
+/* A bit for each of a tile's positions that is gone through, the thread's first one lowest. */
+__device__ static inline uint64_t narrow_seen(const struct attention_tile &tile, int32_t start)
+{
+    uint64_t all = ~(uint64_t)0;
+    int32_t low = max(tile.begin - start, 0), high = min(tile.end - start, (int32_t)KV_TILE);
+    uint64_t seen = all << low & all >> (KV_TILE - high);
+    return seen >> threadIdx.x % 4 * 2;
+}
+
+/* Two positions of a B operand: what is not gone through may be anything, and becomes 0. */
+__device__ static inline uint32_t keep_seen(uint32_t pair, uint64_t seen, int32_t at)
+{
+    uint32_t bits = (uint32_t)(seen >> at);
+    return pair & ((bits & 1) * 0x0000ffffu + (bits >> 1 & 1) * 0xffff0000u);
+}
+
+/* One tile of values. Runs of positions that are not gone through have no weight. */
+template <int C>
+__device__ static inline void
+narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared, int32_t t, uint32_t values,
+              const struct attention_tile &tile, int32_t start, int32_t box)
+{
+    constexpr int32_t COLUMNS = narrow_shape<C>::COLUMNS, RUN = 32;
+    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    bool whole = start >= tile.begin && start + KV_TILE <= tile.end;
+    uint64_t seen = whole ? 0 : narrow_seen(tile, start);
+    float factor[2] = {shared.factor[t][lane / 4], shared.factor[t][lane / 4 + 8]};
+#pragma unroll
+    for (int32_t n = 0; n < COLUMNS; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.value[n][i] = __fmul_rn(state.value[n][i], factor[i / 2]);
+#pragma unroll
+    for (int32_t run = 0; run < KV_TILE; run += RUN) {
+        if (start + run + RUN <= tile.begin || start + run >= tile.end)
+            continue;
+        uint4 first = shared.weight[t][run / 16][lane],
+              second = shared.weight[t][run / 16 + 1][lane];
+        const uint32_t p[2][4] = {{first.x, first.y, first.z, first.w},
+                                  {second.x, second.y, second.z, second.w}};
+        uint32_t b[COLUMNS][4];
+        auto own = page_row<C>::of(run + lane, box);
+#pragma unroll
+        for (int32_t n = 0; n < COLUMNS; n++) {
+            int32_t chunk = min(warp + n * NARROW_WARPS, C / 8 - 1);
+            load_matrices_turned(b[n], values + own.at(chunk));
+        }
+        if (!whole) {
+#pragma unroll
+            for (int32_t n = 0; n < COLUMNS; n++)
+#pragma unroll
+                for (int32_t i = 0; i < 4; i++)
+                    b[n][i] = keep_seen(b[n][i], seen, run + i * 8);
+        }
+#pragma unroll
+        for (int32_t k = 0; k < 2; k++)
+#pragma unroll
+            for (int32_t n = 0; n < COLUMNS; n++)
+                mma(state.value[n], p[k], b[n][2 * k], b[n][2 * k + 1]);
+    }
 }
 
 template <int C> __device__ static inline void narrow_clear(narrow_state<C> &state)
 {
+#pragma unroll
     for (int32_t i = 0; i < 2; i++) {
         state.row[i].maximum = -CUDART_INF_F;
         state.sum[i] = 0.0f;
     }
 #pragma unroll
-    for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++)
+    for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++)
+#pragma unroll
         for (int32_t i = 0; i < 4; i++)
             state.value[n][i] = 0.0f;
 }
 
-/* The whole sums of this partial for rows g and g + 8, in every thread. */
-template <int C, int STAGES>
-__device__ static inline void narrow_sums(float (&sum)[2], const narrow_state<C> &state,
-                                          narrow_shared<C, STAGES> &shared)
+/* The whole sum of the partial that has just ended, of row r. */
+template <int C>
+__device__ static inline float narrow_sum(const narrow_shared<C> &shared, int32_t r)
 {
-    int32_t thread = threadIdx.x % NARROW_THREADS, warp = thread / WARP, lane = thread % WARP;
-    int32_t group = threadIdx.x / NARROW_THREADS, g = lane / 4;
-    for (int32_t i = 0; i < 2; i++) {
-        float own = quad_sum(state.sum[i]);
-        if (lane % 4 == 0)
-            shared.sum[warp][g + 8 * i] = own;
-    }
-    group_sync(group);
-    for (int32_t i = 0; i < 2; i++) {
-        sum[i] = shared.sum[0][g + 8 * i];
-        for (int32_t w = 1; w < NARROW_WARPS; w++)
-            sum[i] = __fadd_rn(sum[i], shared.sum[w][g + 8 * i]);
-    }
-    group_sync(group);
+    float4 part = shared.sum[r];
+    return __fadd_rn(__fadd_rn(__fadd_rn(part.x, part.y), part.z), part.w);
 }
 
-/* Folds the partial into those before it and begins the next. */
-template <int C, int STAGES>
-__device__ static inline void narrow_close(narrow_state<C> &state, narrow_shared<C, STAGES> &shared)
+/* Folds the partial into those before it. `state.value` and `state.before` then have all; folding
+ * into nothing gives the partial's own bits. */
+template <int C>
+__device__ static inline void narrow_fold(narrow_state<C> &state, const narrow_shared<C> &shared)
 {
-    float sum[2];
-    narrow_sums<C, STAGES>(sum, state, shared);
-    for (int32_t i = 0; i < 2; i++) {
-        float2 factor = partial_factors(state.before[i].maximum, state.row[i].maximum);
-        state.before[i].sum = partial_fold(state.before[i].sum, sum[i], factor);
+    float2 factor[2];
 #pragma unroll
-        for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++)
-            for (int32_t j = 0; j < 2; j++)
-                state.total[n][2 * i + j] =
-                    partial_fold(state.total[n][2 * i + j], state.value[n][2 * i + j], factor);
+    for (int32_t i = 0; i < 2; i++) {
+        float sum = narrow_sum<C>(shared, threadIdx.x % WARP / 4 + 8 * i);
+        factor[i] = partial_factors(state.before[i].maximum, state.row[i].maximum);
+        state.before[i].sum = partial_fold(state.before[i].sum, sum, factor[i]);
     }
+    if (!state.folded)
+        return;
+#pragma unroll
+    for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++) {
+        float4 total = shared.total[n][threadIdx.x];
+        const float before[4] = {total.x, total.y, total.z, total.w};
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            state.value[n][i] = partial_fold(before[i], state.value[n][i], factor[i / 2]);
+    }
+}
+
+/* The same, and the next partial begins. */
+template <int C>
+__device__ static inline void narrow_close(narrow_state<C> &state, narrow_shared<C> &shared)
+{
+    narrow_fold<C>(state, shared);
+#pragma unroll
+    for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++)
+        shared.total[n][threadIdx.x] = {state.value[n][0], state.value[n][1], state.value[n][2],
+                                        state.value[n][3]};
+    state.folded = true;
     narrow_clear<C>(state);
 }
 
-/* Starts the copies of an item's first tiles. */
-template <int C, int STAGES>
-__device__ static inline void narrow_begin(narrow_shared<C, STAGES> &shared,
-                                           const struct attention_call &call,
-                                           const struct attention_tile &tile)
+/* Goes through tile.begin .. tile.end; the last partial is left open. */
+template <int C, bool CAPPED>
+__device__ static inline void
+narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared, const struct attention_call &call,
+            const struct attention_tile &tile, const uint32_t (&query)[C / 16][4],
+            const struct row_view (&row)[2], ring_place<narrow_shape<C>::STAGES> &place)
 {
-    int32_t thread = threadIdx.x % NARROW_THREADS, group = threadIdx.x / NARROW_THREADS;
-    int32_t first = tile.begin / KV_TILE, count = (tile.end - 1) / KV_TILE + 1 - first;
-    uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared.stage[0]);
-
-    for (int32_t i = thread; i < STAGES * KV_TILE; i += NARROW_THREADS)
-        shared.offset[i / KV_TILE][i % KV_TILE] = key_offset(call, tile, first * KV_TILE + i);
-    group_sync(group);
-    for (int32_t i = 0; i < STAGES - 1; i++) {
-        if (i < count)
-            load_tile<C, NARROW_THREADS>(stages + i * 2 * tile_layout<C>::BYTES, shared.offset[i],
-                                         call.layer);
-        copy_commit();
-    }
-}
-
-/* Goes through tile.begin .. tile.end, whose first tiles are on their way; the last partial is
- * left open. */
-template <int C, int STAGES>
-__device__ static inline void narrow_walk(narrow_state<C> &state, narrow_shared<C, STAGES> &shared,
-                                          const struct attention_call &call,
-                                          const struct attention_tile &tile,
-                                          const struct query_row (&row)[2])
-{
-    int32_t thread = threadIdx.x % NARROW_THREADS, group = threadIdx.x / NARROW_THREADS;
-    int32_t first = tile.begin / KV_TILE, count = (tile.end - 1) / KV_TILE + 1 - first;
-    uint32_t stages = (uint32_t)__cvta_generic_to_shared(shared.stage[0]);
-    constexpr uint32_t STAGE_BYTES = 2 * tile_layout<C>::BYTES;
-    uint32_t query[C / 16][4];
-#pragma unroll
-    for (int32_t k = 0; k < C / 16; k++)
-        query_step(query[k], row, k);
-
-    for (int32_t i = 0; i < count; i++) {
-        int32_t position = (first + i) * KV_TILE, stage = i % STAGES;
-        int32_t coming = (i + STAGES - 1) % STAGES;
-        copy_wait<STAGES - 2>();
-        group_sync(group);
-        if (i + STAGES - 1 < count)
-            load_tile<C, NARROW_THREADS>(stages + coming * STAGE_BYTES, shared.offset[coming],
-                                         call.layer);
-        copy_commit();
-        int64_t offset =
-            thread < KV_TILE ? key_offset(call, tile, position + STAGES * KV_TILE + thread) : 0;
-        if (i > 0 && position % call.work.partial_tokens == 0)
-            narrow_close<C, STAGES>(state, shared);
-        narrow_tile<C, STAGES>(state, shared, call, query, row, position, stage);
-        if (thread < KV_TILE) /* by now it has come */
-            shared.offset[stage][thread] = offset;
+    int32_t end = (tile.end - 1) / KV_TILE + 1, box = shifts_of(call.layer).box;
+    struct narrow_span span = span_at(tile, tile.begin / KV_TILE);
+#pragma unroll 1
+    while (span.first < end) {
+        float score[SPAN_TILES][2][4] = {};
+        int32_t next = span.first + span.count;
+        bool closes = next == end || next * KV_TILE % call.work.partial_tokens == 0;
+        if (span.count == SPAN_TILES)
+            narrow_scores<C, SPAN_TILES>(score, query, shared, place, box);
+        else
+            narrow_scores<C, 1>(score, query, shared, place, box);
+        narrow_softmax<C, CAPPED>(state, score, shared, call, row, span, tile.count > 8, closes);
+#pragma unroll 1
+        for (int32_t t = 0; t < span.count; t++, place.step()) {
+            barrier_wait(shared_address(&shared.full[place.index]), place.parity);
+            narrow_values<C>(state, shared, t, shared_address(shared.stage[place.index]), tile,
+                             (span.first + t) * KV_TILE, box);
+            release_stage<C>(shared, place.index);
+        }
+        if (closes && next < end)
+            narrow_close<C>(state, shared);
+        span = span_at(tile, next);
     }
 }
 
 /* All partials in one item: the output. */
-template <int C, int STAGES>
-__device__ static inline void
-narrow_finish(narrow_state<C> &state, narrow_shared<C, STAGES> &shared,
-              const struct attention_call &call, const struct query_row (&row)[2])
+template <int C>
+__device__ static inline void narrow_finish(narrow_state<C> &state, const narrow_shared<C> &shared,
+                                            const struct attention_call &call,
+                                            const struct attention_tile &tile)
 {
-    int32_t thread = threadIdx.x % NARROW_THREADS, warp = thread / WARP, lane = thread % WARP;
-    narrow_close<C, STAGES>(state, shared);
-    for (int32_t i = 0; i < 2; i++) {
-        if (row[i].query == NULL)
-            continue;
-        const float *sinks = call.args.sinks;
-        float factor = with_sink(state.before[i], sinks == NULL ? NULL : sinks + row[i].head);
+    int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    narrow_fold<C>(state, shared);
 #pragma unroll
-        for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++) {
+    for (int32_t i = 0; i < 2; i++) {
+        int32_t r = lane / 4 + 8 * i;
+        if (r >= tile.count)
+            break;
+        struct query_row row = row_of(call, tile, r);
+        const float *sinks = call.args.sinks;
+        float factor = with_sink(state.before[i], sinks == NULL ? NULL : sinks + row.head);
+        struct row_quotient by = quotient_of(state.before[i].sum, factor);
+#pragma unroll
+        for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++) {
             int32_t chunk = warp + n * NARROW_WARPS;
             if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
                 break;
-            *(uint32_t *)(row[i].out + chunk * 8 + lane % 4 * 2) =
-                pack_bf16(quotient(state.total[n][2 * i], factor, state.before[i].sum),
-                          quotient(state.total[n][2 * i + 1], factor, state.before[i].sum));
+            *(uint32_t *)(row.out + chunk * 8 + lane % 4 * 2) =
+                quotient_pair(state.value[n][2 * i], state.value[n][2 * i + 1], by);
         }
     }
 }
 
-/* One partial of several: to its slot. [K, NARROW_ROWS, C + 2] */
-template <int C, int STAGES>
+/* One partial of several: to its slot, [NARROW_ROWS, C] values, then [NARROW_ROWS] maxima and
+ * sums. */
+template <int C>
 __device__ static inline void narrow_put(const narrow_state<C> &state,
-                                         narrow_shared<C, STAGES> &shared, float *slot,
-                                         const struct query_row (&row)[2])
+                                         const narrow_shared<C> &shared, float *slot, int32_t count)
 {
-    int32_t thread = threadIdx.x % NARROW_THREADS, warp = thread / WARP, lane = thread % WARP;
-    float sum[2];
-    narrow_sums<C, STAGES>(sum, state, shared);
-    for (int32_t i = 0; i < 2; i++) {
-        if (row[i].query == NULL)
-            continue;
-        float *target = slot + (lane / 4 + 8 * i) * (C + 2);
+    int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
-        for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++) {
+    for (int32_t i = 0; i < 2; i++) {
+        int32_t r = lane / 4 + 8 * i;
+        if (r >= count)
+            break;
+#pragma unroll
+        for (int32_t n = 0; n < narrow_shape<C>::COLUMNS; n++) {
             int32_t chunk = warp + n * NARROW_WARPS;
             if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
                 break;
-            __stcg((float2 *)(target + chunk * 8 + lane % 4 * 2),
+            __stcg((float2 *)(slot + r * C + chunk * 8 + lane % 4 * 2),
                    make_float2(state.value[n][2 * i], state.value[n][2 * i + 1]));
         }
         if (warp == 0 && lane % 4 == 0)
-            __stcg((float2 *)(target + C), make_float2(state.row[i].maximum, sum[i]));
+            __stcg((float2 *)(slot + NARROW_ROWS * C + 2 * r),
+                   make_float2(state.row[i].maximum, narrow_sum<C>(shared, r)));
     }
-}
-
-/* Folds `count` partials in their order, the first at `slot`, and puts out the rows. */
-template <int C>
-__device__ static inline void narrow_merge(const struct attention_call &call,
-                                           const struct attention_tile &tile, const float *slot,
-                                           int64_t slot_stride, int32_t count)
-{
-    int32_t thread = threadIdx.x % NARROW_THREADS;
-    for (int32_t i = thread; i < tile.count * (C / 2); i += NARROW_THREADS) {
-        int32_t r = i / (C / 2), column = i % (C / 2) * 2;
-        struct query_row row = row_of(call, tile, r);
-        struct row_total total = {-CUDART_INF_F, 0.0f};
-        float2 value = {0.0f, 0.0f};
-        const float *source = slot + r * (C + 2);
-#pragma unroll 4
-        for (int32_t p = 0; p < count; p++, source += slot_stride) {
-            float2 partial = __ldcg((const float2 *)(source + column));
-            float2 state = __ldcg((const float2 *)(source + C));
-            float2 factor = partial_factors(total.maximum, state.x);
-            total.sum = partial_fold(total.sum, state.y, factor);
-            value.x = partial_fold(value.x, partial.x, factor);
-            value.y = partial_fold(value.y, partial.y, factor);
-        }
-        const float *sinks = call.args.sinks;
-        float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
-        *(uint32_t *)(row.out + column) =
-            pack_bf16(quotient(value.x, factor, total.sum), quotient(value.y, factor, total.sum));
-    }
-}
-
-/* True in all threads when this partial is the last of `count` to be there. */
-template <int C, int STAGES>
-__device__ static inline bool narrow_arrive(narrow_shared<C, STAGES> &shared, int32_t *arrived,
-                                            int32_t count)
-{
-    int32_t group = threadIdx.x / NARROW_THREADS;
-    group_sync(group);
-    if (threadIdx.x % NARROW_THREADS == 0) {
-        __threadfence(); /* for all that the barrier has seen */
-        shared.last = atomicAdd(arrived, 1) == count - 1;
-        if (shared.last)
-            *arrived = 0; /* for the next launch */
-        __threadfence();
-    }
-    group_sync(group);
-    return shared.last;
-}
-
-template <int C> __device__ static inline void narrow_start(narrow_state<C> &state)
-{
-    narrow_clear<C>(state);
-    for (int32_t i = 0; i < 2; i++)
-        state.before[i] = {-CUDART_INF_F, 0.0f};
-#pragma unroll
-    for (int32_t n = 0; n < narrow_state<C>::COLUMNS; n++)
-        for (int32_t i = 0; i < 4; i++)
-            state.total[n][i] = 0.0f;
 }
 
 /* What an item gave goes out, or to its slot. */
-template <int C, int STAGES>
-__device__ static inline void narrow_end(narrow_state<C> &state, narrow_shared<C, STAGES> &shared,
+template <int C>
+__device__ static inline void narrow_end(narrow_state<C> &state, narrow_shared<C> &shared,
                                          const struct attention_call &call,
-                                         const struct attention_tile &tile,
-                                         const struct query_row (&row)[2])
+                                         const struct attention_tile &tile)
 {
-    const struct attention_item &item = tile.item;
-    if (item.partial < 0) {
-        narrow_finish<C, STAGES>(state, shared, call, row);
-        return;
-    }
-    int32_t K = call.args.kv_head_count;
-    int32_t first = tile.low / call.work.partial_tokens;
-    int32_t count = tile.high / call.work.partial_tokens + 1 - first;
-    int64_t head_stride = NARROW_ROWS * (C + 2), slot_stride = K * head_stride;
-    float *head = call.work.partial + tile.kv_head * head_stride;
-    narrow_put<C, STAGES>(state, shared, head + (item.slot + item.partial) * slot_stride, row);
-    int32_t *arrived = call.work.arrived + item.arrival * K + tile.kv_head;
-    if (narrow_arrive<C, STAGES>(shared, arrived, count))
-        narrow_merge<C>(call, tile, head + (item.slot + first) * slot_stride, slot_stride, count);
+    if (tile.item.partial < 0)
+        narrow_finish<C>(state, shared, call, tile);
+    else
+        narrow_put<C>(state, shared, slot_of<C>(call, tile, tile.item.partial), tile.count);
 }
 
-/* Works on items until there are none. The next one's copies start before this one's result goes
- * out; which it is is known one item earlier still. */
-template <int C, int STAGES>
-__device__ static inline void narrow_items(narrow_shared<C, STAGES> &shared,
-                                           const struct attention_call &call, int32_t index,
-                                           int32_t places)
+template <int C, bool CAPPED>
+__device__ static inline void narrow_work(narrow_shared<C> &shared,
+                                          const struct attention_call &call)
 {
-    int32_t group = threadIdx.x / NARROW_THREADS, lane = threadIdx.x % WARP;
-    int32_t heads = call.args.kv_head_count, count = call.work.plan->narrow_count * heads;
-    bool leads = threadIdx.x % NARROW_THREADS == 0;
-    if (index >= count)
-        return;
-    if (leads)
-        shared.next = places + atomicAdd(&call.work.ticket[1], 1);
-    struct attention_tile tile =
-        tile_of(call, call.work.narrow[index / heads], index % heads, NARROW_ROWS);
-    narrow_begin<C, STAGES>(shared, call, tile);
-    for (;;) {
-        index = shared.next;
-        struct attention_item following = call.work.narrow[min(index, count - 1) / heads];
-        int32_t ticket = leads ? atomicAdd(&call.work.ticket[1], 1) : 0;
-        struct query_row row[2] = {row_of(call, tile, lane / 4), row_of(call, tile, lane / 4 + 8)};
-        struct attention_tile next = tile_of(call, following, index % heads, NARROW_ROWS);
-        narrow_state<C> state;
-        narrow_start<C>(state);
-        narrow_walk<C, STAGES>(state, shared, call, tile, row);
-        copy_wait<0>();
-        group_sync(group); /* the stages are free */
-        if (leads)
-            shared.next = places + ticket;
-        if (index < count)
-            narrow_begin<C, STAGES>(shared, call, next);
-        narrow_end<C, STAGES>(state, shared, call, tile, row);
-        if (index >= count)
+    auto place = ring_place<narrow_shape<C>::STAGES>::first();
+    auto job = ring_place<NARROW_JOBS>::first();
+    int32_t lane = threadIdx.x % WARP;
+    kernel_wait();
+    kernel_yield(); /* not before: see launch.cuh */
+#pragma unroll 1
+    for (;; job.step()) {
+        barrier_wait(shared_address(&shared.job_full[job.index]), job.parity);
+        struct attention_tile tile = shared.job[job.index];
+        if (tile.count == 0)
             return;
-        tile = next;
-        group_sync(group);
+        uint32_t query[C / 16][4];
+        narrow_query<C>(query, shared, job.index, tile.count);
+        __syncwarp();
+        if (lane == 0)
+            barrier_arrive(shared_address(&shared.job_empty[job.index]));
+        struct query_row low = row_of(call, tile, lane / 4),
+                         high = row_of(call, tile, lane / 4 + 8);
+        struct row_view row[2] = {{low.low, low.high}, {high.low, high.high}};
+        narrow_state<C> state;
+        narrow_clear<C>(state);
+        state.folded = false;
+        for (int32_t i = 0; i < 2; i++)
+            state.before[i] = {-CUDART_INF_F, 0.0f};
+        narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, place);
+        narrow_end<C>(state, shared, call, tile);
     }
 }
 

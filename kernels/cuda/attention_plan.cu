@@ -5,6 +5,7 @@
  * launched with.
  */
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 
@@ -12,8 +13,8 @@ enum { THREADS = 256, SLOTS_MAX = 1024 };
 
 /* What one row of the step needs. */
 struct row_need {
-    int32_t wide, narrow; /* items */
-    int32_t slots;        /* of partial results, were all of it split */
+    int32_t wide, narrow, merge; /* items */
+    int32_t slots;               /* of partial results, were all of it split */
 };
 
 /* Partials that a narrow tile goes through. */
@@ -48,47 +49,57 @@ __device__ static bool is_split(int32_t slot, int2 partials, int32_t slot_max)
     return count > 1 && slot + count <= slot_max;
 }
 
-/* Items of a row whose slots begin at `slot`. */
-__device__ static int32_t narrow_count(struct step_row row, struct attention_key key,
-                                       struct attention_work work, int32_t slot)
+/* Narrow items and merges of a row whose slots begin at `slot`. */
+__device__ static void count_narrow(row_need &need, struct step_row row, struct attention_key key,
+                                    struct attention_work work, int32_t slot)
 {
-    int32_t rows = row.token_count * key.group, count = 0;
+    int32_t rows = row.token_count * key.group;
     if (rows > NARROW_ROWS * NARROW_TILES_MAX)
-        return 0;
+        return;
     for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
         int2 partials = tile_partials(row, tile, rows, key, work.partial_tokens);
-        count += is_split(slot, partials, work.slot_max) ? partials.y - partials.x : 1;
+        bool split = is_split(slot, partials, work.slot_max);
+        need.narrow += split ? partials.y - partials.x : 1;
+        need.merge += split ? 1 : 0;
         slot += partials.y - partials.x;
     }
-    return count;
+}
+
+__device__ static row_need plus(row_need a, row_need b)
+{
+    return {a.wide + b.wide, a.narrow + b.narrow, a.merge + b.merge, a.slots + b.slots};
 }
 
 /* Exclusive sums over the block; `total` grows by the block's. */
-__device__ static row_need scan(row_need need, row_need (&buffer)[THREADS], row_need &total)
+__device__ static row_need scan(row_need need, row_need (&buffer)[THREADS / WARP], row_need &total)
 {
-    int32_t thread = threadIdx.x;
+    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     row_need sum = need;
-    buffer[thread] = sum;
-    __syncthreads();
-    for (int32_t step = 1; step < THREADS; step *= 2) {
-        row_need other = {};
-        if (thread >= step)
-            other = buffer[thread - step];
-        __syncthreads();
-        sum = {sum.wide + other.wide, sum.narrow + other.narrow, sum.slots + other.slots};
-        buffer[thread] = sum;
-        __syncthreads();
+    for (int32_t step = 1; step < WARP; step *= 2) {
+        row_need other = {__shfl_up_sync(0xffffffffu, sum.wide, step),
+                          __shfl_up_sync(0xffffffffu, sum.narrow, step),
+                          __shfl_up_sync(0xffffffffu, sum.merge, step),
+                          __shfl_up_sync(0xffffffffu, sum.slots, step)};
+        if (lane >= step)
+            sum = plus(sum, other);
     }
-    row_need last = buffer[THREADS - 1];
-    row_need before = {total.wide + sum.wide - need.wide, total.narrow + sum.narrow - need.narrow,
-                       total.slots + sum.slots - need.slots};
-    total = {total.wide + last.wide, total.narrow + last.narrow, total.slots + last.slots};
+    if (lane == WARP - 1)
+        buffer[warp] = sum;
     __syncthreads();
-    return before;
+    row_need before = total;
+    for (int32_t w = 0; w < THREADS / WARP; w++) {
+        if (w < warp)
+            before = plus(before, buffer[w]);
+        total = plus(total, buffer[w]);
+    }
+    __syncthreads();
+    return {before.wide + sum.wide - need.wide, before.narrow + sum.narrow - need.narrow,
+            before.merge + sum.merge - need.merge, before.slots + sum.slots - need.slots};
 }
 
-/* A tile whose partials find no slots is one item: slower, the same bits. */
-__device__ static void write_narrow(struct attention_work work, struct step_row row, int32_t r,
+/* A row's items, by the lanes of a warp. A tile whose partials find no slots is one item: slower,
+ * the same bits. */
+__device__ static void write_narrow(struct attention_work work, struct step_row row,
                                     row_need before, struct attention_key key)
 {
     int32_t lane = threadIdx.x % WARP, rows = row.token_count * key.group;
@@ -96,64 +107,77 @@ __device__ static void write_narrow(struct attention_work work, struct step_row 
         int2 partials = tile_partials(row, tile, rows, key, work.partial_tokens);
         bool split = is_split(before.slots, partials, work.slot_max);
         int32_t count = split ? partials.y - partials.x : 1;
-        for (int32_t i = lane; i < count; i += WARP)
-            work.narrow[before.narrow + i] = {row.slot,
-                                              row.position,
-                                              row.token_first,
-                                              row.token_count,
-                                              tile * NARROW_ROWS,
-                                              split ? partials.x + i : PARTIAL_ALL,
-                                              before.slots - partials.x,
-                                              r * NARROW_TILES_MAX + tile};
+        struct attention_item item = {row.slot,
+                                      row.position,
+                                      row.token_first,
+                                      row.token_count,
+                                      tile * NARROW_ROWS,
+                                      split ? partials.x : PARTIAL_ALL,
+                                      before.slots - partials.x,
+                                      count};
+        if (split && lane == 0)
+            work.merge[before.merge++] = item;
+        item.partial += split ? lane : 0;
+        for (int32_t i = lane; i < count; i += WARP, item.partial += WARP)
+            work.narrow[before.narrow + i] = item;
         before.narrow += count;
         before.slots += partials.y - partials.x;
     }
 }
 
+/* The last tile sees most and goes first. */
+__device__ static void write_wide(struct attention_work work, struct step_row row, row_need before,
+                                  struct attention_key key)
+{
+    int32_t count = (row.token_count * key.group + key.wide_rows - 1) / key.wide_rows;
+    for (int32_t i = threadIdx.x % WARP; i < count; i += WARP)
+        work.wide[before.wide + i] = {row.slot,
+                                      row.position,
+                                      row.token_first,
+                                      row.token_count,
+                                      (count - 1 - i) * key.wide_rows,
+                                      PARTIAL_ALL,
+                                      0,
+                                      0};
+}
+
+/* Rows are read before the kernel before this one has ended (launch.cuh). */
 __global__ void plan_kernel(struct attention_work work, struct attention_key key,
                             struct step_view step)
 {
-    __shared__ row_need buffer[THREADS];
+    __shared__ row_need buffer[THREADS / WARP];
     __shared__ row_need place[THREADS];
+    __shared__ struct step_row row[THREADS];
     row_need all = {}, total = {}; /* slots are known first, items follow from them */
-    int32_t row_count = step.counts->row_count;
+    int32_t row_count = step.counts->row_count, thread = threadIdx.x;
 
+    kernel_yield();
     for (int32_t base = 0; base < row_count; base += THREADS) {
-        int32_t r = base + threadIdx.x;
+        int32_t count = min(row_count - base, (int32_t)THREADS);
         row_need need = {};
-        if (r < row_count)
-            need = need_of(step.row[r], key, work.partial_tokens);
-        int32_t slots = scan(need, buffer, all).slots;
-        if (r < row_count)
-            need.narrow = narrow_count(step.row[r], key, work, slots);
-        place[threadIdx.x] = scan(need, buffer, total);
-        place[threadIdx.x].slots = slots;
-        __syncthreads();
-        for (int32_t i = threadIdx.x / WARP; i < min(row_count - base, (int32_t)THREADS);
-             i += THREADS / WARP) {
-            struct step_row row = step.row[base + i];
-            row_need before = place[i];
-            int32_t rows = row.token_count * key.group;
-            if (rows <= NARROW_ROWS * NARROW_TILES_MAX) {
-                write_narrow(work, row, base + i, before, key);
-                continue;
-            }
-            /* the last tile sees most and goes first */
-            int32_t count = (rows + key.wide_rows - 1) / key.wide_rows;
-            for (int32_t j = threadIdx.x % WARP; j < count; j += WARP)
-                work.wide[before.wide + j] = {row.slot,
-                                              row.position,
-                                              row.token_first,
-                                              row.token_count,
-                                              (count - 1 - j) * key.wide_rows,
-                                              PARTIAL_ALL,
-                                              0,
-                                              0};
+        if (thread < count) {
+            row[thread] = step.row[base + thread];
+            need = need_of(row[thread], key, work.partial_tokens);
         }
+        int32_t slots = scan(need, buffer, all).slots;
+        if (thread < count)
+            count_narrow(need, row[thread], key, work, slots);
+        place[thread] = scan(need, buffer, total);
+        place[thread].slots = slots;
+        if (base == 0)
+            kernel_wait(); /* others read the list until now */
+        __syncthreads();
+        for (int32_t i = thread / WARP; i < count; i += THREADS / WARP)
+            if (row[i].token_count * key.group <= NARROW_ROWS * NARROW_TILES_MAX)
+                write_narrow(work, row[i], place[i], key);
+            else
+                write_wide(work, row[i], place[i], key);
         __syncthreads();
     }
-    if (threadIdx.x == 0)
-        *work.plan = {total.wide, total.narrow};
+    if (row_count == 0)
+        kernel_wait();
+    if (thread == 0)
+        *work.plan = {total.wide, total.narrow, total.merge};
 }
 
 bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
@@ -165,22 +189,26 @@ bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
     size_t slot_bytes = (size_t)shape->kv_head_count * NARROW_ROWS *
                         ((size_t)shape->head_width + 2) * sizeof(float);
     state->partial_tokens = PARTIAL_TOKENS;
+    state->captured = {0, INT32_MAX, INT32_MAX};
     state->slot_max = tiles * partials < SLOTS_MAX ? tiles * partials : SLOTS_MAX;
     state->partial = (float *)cuda_alloc(device, (size_t)state->slot_max * slot_bytes);
-    state->arrived = (int32_t *)cuda_alloc(device, (size_t)tiles * (size_t)shape->kv_head_count *
-                                                       sizeof(int32_t));
     state->ticket = (int32_t *)cuda_alloc(device, 3 * sizeof(int32_t));
-    bool good = state->partial != NULL && state->arrived != NULL && state->ticket != NULL;
+    bool good = state->partial != NULL && state->ticket != NULL;
     for (int32_t i = 0; i < ATTENTION_KINDS; i++) {
         struct attention_list *list = &state->list[i];
         size_t wide = (size_t)options->token_max + (size_t)options->slot_max;
         size_t narrow = (size_t)tiles * (size_t)(partials + 1);
+        if (narrow < (size_t)device->core_count * NARROW_BLOCKS_MAX)
+            narrow = (size_t)device->core_count * NARROW_BLOCKS_MAX;
         list->plan = (struct attention_plan *)cuda_alloc(device, sizeof(struct attention_plan));
         list->wide =
             (struct attention_item *)cuda_alloc(device, wide * sizeof(struct attention_item));
         list->narrow =
             (struct attention_item *)cuda_alloc(device, narrow * sizeof(struct attention_item));
-        good = good && list->plan != NULL && list->wide != NULL && list->narrow != NULL;
+        list->merge = (struct attention_item *)cuda_alloc(
+            device, (size_t)tiles * sizeof(struct attention_item));
+        good = good && list->plan != NULL && list->wide != NULL && list->narrow != NULL &&
+               list->merge != NULL;
     }
     return good;
 }
@@ -212,17 +240,34 @@ struct attention_work cuda_attention_work(struct device *device, struct attentio
     work.plan = list->plan;
     work.wide = list->wide;
     work.narrow = list->narrow;
+    work.merge = list->merge;
     work.partial = state->partial;
-    work.arrived = state->arrived;
     work.ticket = state->ticket;
     work.slot_max = state->slot_max;
     work.partial_tokens = state->partial_tokens;
+    work.fresh = !made;
     if (made)
         return work;
     list->group = key.group;
     list->window = key.window;
     list->wide_rows = key.wide_rows;
-    plan_kernel<<<1, THREADS, 0, device->stream>>>(work, key, device->step);
-    launch_check(device, __func__);
+    launch(device, __func__, plan_kernel, {dim3(1), dim3(THREADS), 0}, work, key, device->step);
     return work;
+}
+
+struct attention_kinds cuda_attention_kinds(struct device *device, int32_t group)
+{
+    struct attention_state *state = &device->attention;
+    int32_t narrow_most = NARROW_ROWS * NARROW_TILES_MAX / group; /* tokens */
+    struct attention_kinds kinds = {};
+    kinds.wide = state->rows.most > narrow_most;
+    kinds.narrow = state->rows.least <= narrow_most;
+    kinds.merge = kinds.narrow && state->rows.context > state->partial_tokens;
+    if (!kinds.wide && state->captured.most > narrow_most)
+        state->captured.most = narrow_most;
+    if (!kinds.narrow && state->captured.least <= narrow_most)
+        state->captured.least = narrow_most + 1;
+    if (kinds.narrow && !kinds.merge && state->captured.context > state->partial_tokens)
+        state->captured.context = state->partial_tokens;
+    return kinds;
 }

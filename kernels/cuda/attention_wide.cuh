@@ -1,4 +1,5 @@
-/* A wide item: 16 query rows a warp, four or eight warps on the same keys and values, all partials.
+/* A wide item where attention_prompt.cu does not fit: 16 query rows a warp, four or eight warps on
+ * the same keys and values, all partials.
  *
  * The tile of the matrix unit is flash attention's: scores, weights and values of a warp's rows
  * stay in its registers. Values of the partials before are in shared memory, a place a thread.
@@ -8,7 +9,6 @@
 #define KERNELS_CUDA_ATTENTION_WIDE_CUH
 
 #include "kernels/cuda/attention_body.cuh"
-#include "kernels/cuda/wgmma.cuh"
 
 enum { WIDE_STAGES = 2, SUM_PARTS = KV_TILE / 16, SCORE_TILES = KV_TILE / 8 };
 
@@ -16,9 +16,7 @@ template <int C> struct wide_shape {
     static constexpr int32_t WARPS = C <= 192 ? 8 : 4;
     static constexpr int32_t THREADS = WARPS * WARP;
     static constexpr int32_t ROWS = WARPS * 16;
-    static constexpr bool QUERY_SHARED = C > 192;           /* else in registers */
-    static constexpr bool GROUPED = C >= 128 && C <= 192;   /* wgmma: four warps at once */
-    static constexpr int32_t VIEW_ROWS = GROUPED ? 64 : 16; /* that skip tiles together */
+    static constexpr bool QUERY_SHARED = C > 192; /* else in registers */
 };
 
 template <int C> struct wide_shared {
@@ -72,23 +70,6 @@ __device__ static inline void wide_scores(float (&score)[SCORE_TILES][4],
     }
 }
 
-/* The same by wgmma. It gives the bits of mma.sync, which decode uses (test_attention_long). */
-template <int C>
-__device__ static inline void grouped_scores(float (&score)[SCORE_TILES][4],
-                                             uint32_t (&query)[C / 16][4], uint32_t keys)
-{
-    wgmma_hold<SCORE_TILES>(score);
-    wgmma_hold<C / 16>(query);
-    wgmma_fence();
-#pragma unroll
-    for (int32_t k = 0; k < C / 16; k++) {
-        uint32_t piece = keys + k / 4 * tile_layout<C>::PIECE_BYTES + k % 4 * 32;
-        wgmma_64<false>(score, query[k], wgmma_operand(piece, 16), k > 0);
-    }
-    wgmma_wait();
-    wgmma_hold<SCORE_TILES>(score);
-}
-
 /* Cap and mask of rows g and g + 8; `position` is the thread's first. */
 __device__ static inline void wide_mask(float (&score)[SCORE_TILES][4],
                                         const struct attention_args &args,
@@ -140,25 +121,6 @@ template <int C> __device__ static inline void wide_shrink(wide_state<C> &state)
 #pragma unroll
         for (int32_t i = 0; i < 4; i++)
             state.value[n][i] = __fmul_rn(state.value[n][i], state.row[i / 2].factor);
-}
-
-template <int C>
-__device__ static inline void grouped_values(wide_state<C> &state, uint32_t (&weight)[SUM_PARTS][4],
-                                             uint32_t values)
-{
-    wgmma_hold<C / 8>(state.value);
-    wgmma_hold<SUM_PARTS>(weight);
-    wgmma_fence();
-#pragma unroll
-    for (int32_t k = 0; k < KV_TILE / 16; k++)
-#pragma unroll
-        for (int32_t n = 0; n < C / 64; n++) {
-            uint32_t piece = values + n * tile_layout<C>::PIECE_BYTES + k * 16 * 128;
-            wgmma_64<true>(state.value + n * 8, weight[k],
-                           wgmma_operand(piece, tile_layout<C>::PIECE_BYTES), 1);
-        }
-    wgmma_wait();
-    wgmma_hold<C / 8>(state.value);
 }
 
 template <int C>
@@ -262,8 +224,8 @@ template <int C>
 __device__ static inline struct warp_view view_of(const struct attention_call &call,
                                                   const struct attention_tile &tile)
 {
-    constexpr int32_t ROWS = wide_shape<C>::VIEW_ROWS;
-    int32_t first = threadIdx.x / (2 * ROWS) * ROWS, last = min(first + ROWS - 1, tile.count - 1);
+    constexpr int32_t ROWS = 16;
+    int32_t first = threadIdx.x / WARP * ROWS, last = min(first + ROWS - 1, tile.count - 1);
     struct warp_view view = {0, -1, 0, -1};
     if (first >= tile.count)
         return view;
@@ -284,19 +246,13 @@ wide_tile(wide_state<C> &state, const wide_shared<C> &shared, const struct atten
     uint32_t keys = (uint32_t)__cvta_generic_to_shared(shared.stage[stage]);
     float score[SCORE_TILES][4] = {};
     uint32_t weight[SUM_PARTS][4];
-    if (wide_shape<C>::GROUPED)
-        grouped_scores<C>(score, query, keys);
-    else
-        wide_scores<C>(score, query, shared, keys);
+    wide_scores<C>(score, query, shared, keys);
     if (position < view.all_low || position + KV_TILE - 1 > view.all_high ||
         call.args.softcap > 0.0f)
         wide_mask(score, call.args, row, position + threadIdx.x % 4 * 2);
     wide_softmax<C>(state, score, weight, call.scale);
     wide_shrink<C>(state);
-    if (wide_shape<C>::GROUPED)
-        grouped_values<C>(state, weight, keys + tile_layout<C>::BYTES);
-    else
-        wide_values<C>(state, weight, keys + tile_layout<C>::BYTES);
+    wide_values<C>(state, weight, keys + tile_layout<C>::BYTES);
 }
 
 template <int C>
@@ -328,8 +284,6 @@ wide_walk(wide_state<C> &state, wide_shared<C> &shared, const struct attention_c
     for (int32_t i = 0; i < count; i++) {
         int32_t position = (first + i) * KV_TILE;
         copy_wait<0>();
-        if (wide_shape<C>::GROUPED)
-            wgmma_show();
         wide_sync<THREADS>();
         if (i + 1 < count)
             load_tile<C, THREADS>(stages + (i + 1) % WIDE_STAGES * STAGE_BYTES,

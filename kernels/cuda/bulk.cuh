@@ -37,6 +37,7 @@ __device__ static inline void barrier_expect(uint32_t barrier, uint32_t bytes)
                  : "memory");
 }
 
+/* Arrives at this block's own. */
 __device__ static inline void barrier_arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
@@ -76,6 +77,16 @@ __device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map,
                  : "memory");
 }
 
+/* The same of five dimensions. */
+__device__ static inline void bulk_load(uint32_t target, const CUtensorMap *map,
+                                        const int32_t (&at)[5], uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
+                 "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(barrier)
+                 : "memory");
+}
+
 /* The same for what is read once: it need not stay in the GPU's cache. */
 __device__ static inline void bulk_load_once(uint32_t target, const CUtensorMap *map,
                                              int32_t column, int32_t row, uint32_t barrier)
@@ -94,6 +105,17 @@ __device__ static inline void bulk_load_all(uint32_t target, const CUtensorMap *
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
                  ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(target),
                  "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(blocks)
+                 : "memory");
+}
+
+/* A box of a map of five dimensions. */
+__device__ static inline void bulk_load_box(uint32_t target, const CUtensorMap *map,
+                                            const int32_t (&place)[5], uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
+                 "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(place[3]),
+                 "r"(place[4]), "r"(barrier)
                  : "memory");
 }
 
@@ -161,6 +183,11 @@ __device__ static inline void bulk_load(uint32_t, const CUtensorMap *, int32_t, 
 {
 }
 
+__device__ static inline void bulk_load(uint32_t, const CUtensorMap *, const int32_t (&)[5],
+                                        uint32_t)
+{
+}
+
 __device__ static inline void bulk_load_once(uint32_t, const CUtensorMap *, int32_t, int32_t,
                                              uint32_t)
 {
@@ -168,6 +195,11 @@ __device__ static inline void bulk_load_once(uint32_t, const CUtensorMap *, int3
 
 __device__ static inline void bulk_load_all(uint32_t, const CUtensorMap *, int32_t, int32_t,
                                             uint32_t, uint16_t)
+{
+}
+
+__device__ static inline void bulk_load_box(uint32_t, const CUtensorMap *, const int32_t (&)[5],
+                                            uint32_t)
 {
 }
 

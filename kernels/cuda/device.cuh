@@ -107,15 +107,21 @@ struct flight {
  * once a step for each kind of layer, or once in a capture. */
 struct attention_list {
     struct attention_plan *plan;
-    struct attention_item *wide, *narrow;
+    struct attention_item *wide, *narrow, *merge;
     int32_t group, window, wide_rows; /* what it is made for */
 };
 
+/* Tokens that a row of a step has at least and at most, and that its sequence then has. */
+struct row_range {
+    int32_t least, most, context;
+};
+
 struct attention_state {
+    struct row_range rows;     /* of the step begun last */
+    struct row_range captured; /* what was recorded since the capture began is good for these */
     struct attention_list list[ATTENTION_KINDS];
     int32_t list_count; /* made since the step began, or the capture */
     float *partial;
-    int32_t *arrived;
     int32_t *ticket;
     int32_t slot_max;
     int32_t partial_tokens;
@@ -131,6 +137,7 @@ struct weight_bytes {
 
 struct captured {
     int64_t key;
+    struct row_range rows; /* that it is good for */
     cudaGraphExec_t exec;
 };
 

@@ -28,8 +28,8 @@ template <enum format F> __global__ void embed_kernel(struct embed_part part, st
     constexpr int32_t BYTES = format_size<F>::BYTES;
     int32_t t = blockIdx.x;
     float *out = part.out + t * part.out_stride;
-    kernel_yield();
     kernel_wait();
+    kernel_yield(); /* not before: see launch.cuh */
     if (t >= step.counts->token_count) {
         for (int32_t i = threadIdx.x; i < part.width; i += THREADS)
             out[i] = 0.0f;

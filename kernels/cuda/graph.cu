@@ -10,18 +10,22 @@
 #include <assert.h>
 #include <stdlib.h>
 
-static struct captured *graph_find(struct device *device, int64_t key)
+/* The graph of `key` that is good for rows of `rows`. */
+static struct captured *graph_find(struct device *device, int64_t key, struct row_range rows)
 {
-    for (int32_t i = 0; i < device->graph_count; i++)
-        if (device->graph[i].key == key)
-            return &device->graph[i];
+    for (int32_t i = 0; i < device->graph_count; i++) {
+        struct captured *entry = &device->graph[i];
+        if (entry->key == key && entry->rows.least <= rows.least && entry->rows.most >= rows.most &&
+            entry->rows.context >= rows.context)
+            return entry;
+    }
     return NULL;
 }
 
-/* The entry of `key`, made where there is none; NULL when there is no memory. */
-static struct captured *graph_entry(struct device *device, int64_t key)
+/* The entry to keep a new graph in; NULL when there is no memory. */
+static struct captured *graph_entry(struct device *device, int64_t key, struct row_range rows)
 {
-    struct captured *entry = graph_find(device, key);
+    struct captured *entry = graph_find(device, key, rows);
     if (entry != NULL)
         return entry;
     if (device->graph_count == device->graph_max) {
@@ -34,6 +38,7 @@ static struct captured *graph_entry(struct device *device, int64_t key)
     }
     entry = &device->graph[device->graph_count++];
     entry->key = key;
+    entry->rows = rows;
     entry->exec = NULL;
     return entry;
 }
@@ -58,6 +63,7 @@ bool cuda_graph_begin(struct device *device, int64_t key)
 {
     (void)key;
     device->attention.list_count = 0;
+    device->attention.captured = {0, INT32_MAX, INT32_MAX};
     return done(cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeRelaxed));
 }
 
@@ -65,7 +71,7 @@ bool cuda_graph_end(struct device *device, int64_t key)
 {
     cudaGraph_t graph = NULL;
     cudaGraphExec_t exec = NULL;
-    struct captured *entry = graph_entry(device, key);
+    struct captured *entry = graph_entry(device, key, device->attention.captured);
     device->attention.list_count = 0; /* what was recorded has not run */
     bool good = done(cudaStreamEndCapture(device->stream, &graph)) && entry != NULL;
     good = good && done(cudaGraphInstantiate(&exec, graph, 0));
@@ -81,7 +87,7 @@ bool cuda_graph_end(struct device *device, int64_t key)
 
 bool cuda_graph_launch(struct device *device, int64_t key)
 {
-    struct captured *entry = graph_find(device, key);
+    struct captured *entry = graph_find(device, key, device->attention.rows);
     if (entry == NULL || entry->exec == NULL)
         return false;
     return cuda_check(device, cudaGraphLaunch(entry->exec, device->stream), __func__);

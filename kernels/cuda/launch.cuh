@@ -4,6 +4,10 @@
  * touches what another kernel wrote or reads. As every kernel of a stream waits for the one before
  * it to be whole, each knows all earlier ones whole. Kernels launched in the plain way may stand
  * between.
+ *
+ * Where a kernel yields only after it has waited, all that are behind it begin when what was before
+ * it is whole, and may read that before they wait. embed does so: what step_begin put down, and
+ * the cache as earlier steps left it, may be read at once. Narrow attention does so: the work list.
  */
 #ifndef KERNELS_CUDA_LAUNCH_CUH
 #define KERNELS_CUDA_LAUNCH_CUH

@@ -1,8 +1,10 @@
 /* rope_store: q = rotate(norm(q)) in place, cache k = rotate(norm(k)), cache v = v, for every
  * token at its position. Norm and rotation are in f32; the cache is f16.
  *
- * A warp is one head (of H + 2K) of one token; the head lies in shared memory between the norm
- * and the rotation, which joins columns of different threads.
+ * Two ways. Where heads come in chunks a thread has CHUNK columns of one, and a warp as many heads
+ * as it has threads for; columns that are rotated together meet by shuffles. Else a warp is one
+ * head, which lies in shared memory between the norm and the rotation. Which way it is depends on
+ * the model's shape alone, and so does the order of sums.
  */
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/kv.cuh"
@@ -48,8 +50,8 @@ __device__ static void rotate_head(float *head, const float *rope, int32_t rotar
 }
 
 __global__ void __launch_bounds__(WARPS *WARP)
-    rope_store_kernel(bf16 *qkv, int64_t stride, struct rope_store_args args, struct kv_layer layer,
-                      struct step_view step)
+    any_kernel(bf16 *qkv, int64_t stride, struct rope_store_args args, struct kv_layer layer,
+               struct step_view step)
 {
     __shared__ float heads[WARPS][HEAD_WIDTH_MAX];
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -85,6 +87,167 @@ __global__ void __launch_bounds__(WARPS *WARP)
         target[i] = saturate(head[i]);
 }
 
+/* ---- by chunks ---- */
+
+/* A head of C columns: its threads, and this one's place among them. */
+template <int C> struct head_lanes {
+    static constexpr int32_t COUNT = C / CHUNK;
+    static constexpr int32_t HEADS = WARP / COUNT; /* a warp has */
+    static_assert(WARP % COUNT == 0, "whole heads in a warp");
+};
+
+/* value = value / sqrt(mean(value^2) + eps) * weight */
+template <int C>
+__device__ static inline void norm_chunk(float (&value)[CHUNK], const float (&weight)[CHUNK],
+                                         float eps)
+{
+    float sum = 0.0f;
+#pragma unroll
+    for (int32_t i = 0; i < CHUNK; i++)
+        sum = fmaf(value[i], value[i], sum);
+#pragma unroll
+    for (int32_t offset = head_lanes<C>::COUNT / 2; offset > 0; offset /= 2)
+        sum += __shfl_xor_sync(0xffffffffu, sum, offset);
+    float inverse = 1.0f / sqrtf(sum / (float)C + eps);
+#pragma unroll
+    for (int32_t i = 0; i < CHUNK; i++)
+        value[i] = value[i] * inverse * weight[i];
+}
+
+/* Cosines and sines of a chunk's pairs. Of halves each column has its own pair. */
+struct chunk_angles {
+    float2 angle[CHUNK];
+    int32_t other; /* chunk that has the other column of each pair; -1: none is rotated */
+    bool second;   /* this one's are the second columns */
+};
+
+template <int C>
+__device__ static inline struct chunk_angles load_angles(const struct rope_store_args &args,
+                                                         int32_t chunk, int32_t position)
+{
+    struct chunk_angles angles;
+    int32_t half = args.rotary / 2 / CHUNK, column = chunk * CHUNK;
+    const float *row = args.rope + (int64_t)position * args.rotary;
+    angles.other = -1;
+    angles.second = false;
+    if (column >= args.rotary)
+        return angles;
+    angles.other = chunk;
+    if (args.pairing == ROPE_HALVES) {
+        angles.second = chunk >= half;
+        angles.other = angles.second ? chunk - half : chunk + half;
+        row += 2 * (angles.second ? column - args.rotary / 2 : column);
+    } else {
+        row += column;
+    }
+    int32_t count = args.pairing == ROPE_HALVES ? CHUNK : CHUNK / 2;
+#pragma unroll
+    for (int32_t i = 0; i < CHUNK; i += 2) {
+        if (i >= count)
+            break;
+        float4 two = *(const float4 *)(row + 2 * i);
+        angles.angle[i] = make_float2(two.x, two.y);
+        angles.angle[i + 1] = make_float2(two.z, two.w);
+    }
+    return angles;
+}
+
+template <int C>
+__device__ static inline void rotate_chunk(float (&value)[CHUNK], const struct chunk_angles &angles,
+                                           enum rope_pairing pairing, int32_t chunk)
+{
+    if (pairing == ROPE_HALVES) {
+        int32_t lane = threadIdx.x % WARP;
+        int32_t other = angles.other < 0 ? lane : lane - chunk + angles.other;
+#pragma unroll
+        for (int32_t i = 0; i < CHUNK; i++) {
+            float own = value[i], pair = __shfl_sync(0xffffffffu, own, other);
+            float2 angle = angles.angle[i];
+            if (angles.other >= 0)
+                value[i] = own * angle.x + (angles.second ? pair : -pair) * angle.y;
+        }
+        return;
+    }
+    if (angles.other < 0)
+        return;
+#pragma unroll
+    for (int32_t i = 0; i < CHUNK; i += 2) {
+        float a = value[i], b = value[i + 1];
+        float2 angle = angles.angle[i / 2];
+        value[i] = a * angle.x - b * angle.y;
+        value[i + 1] = b * angle.x + a * angle.y;
+    }
+}
+
+__device__ static inline void store_cached(__half *target, const float (&value)[CHUNK])
+{
+    alignas(16) __half bits[CHUNK];
+#pragma unroll
+    for (int32_t i = 0; i < CHUNK; i++)
+        bits[i] = saturate(value[i]);
+    *(uint4 *)target = *(const uint4 *)bits;
+}
+
+/* What the step and the model say is read before the kernel before this one has ended. */
+template <int C>
+__global__ void __launch_bounds__(WARPS *WARP)
+    chunk_kernel(bf16 *qkv, int64_t stride, struct rope_store_args args, struct kv_layer layer,
+                 struct step_view step)
+{
+    using lanes = head_lanes<C>;
+    int32_t lane = threadIdx.x % WARP, chunk = lane % lanes::COUNT, t = blockIdx.x;
+    int32_t h = (blockIdx.y * WARPS + threadIdx.x / WARP) * lanes::HEADS + lane / lanes::COUNT;
+    kernel_yield();
+    if (t >= step.counts->token_count) {
+        kernel_wait();
+        return;
+    }
+    int32_t position = step.position[t];
+    bool is_there = h < args.head_count + 2 * args.kv_head_count, is_query = h < args.head_count;
+    bool is_key = !is_query && h < args.head_count + args.kv_head_count;
+    const float *norm = is_query ? args.q_norm : is_key ? args.k_norm : NULL;
+    float weight[CHUNK] = {}, value[CHUNK] = {};
+    struct chunk_angles angles = {};
+    __half *target = NULL;
+    if (norm != NULL)
+        load_chunk(weight, norm + chunk * CHUNK);
+    if (is_query || is_key)
+        angles = load_angles<C>(args, chunk, position);
+    if (is_there && !is_query) {
+        int32_t kv_head = h - args.head_count - (is_key ? 0 : args.kv_head_count);
+        target = layer.key + (is_key ? 0 : layer.value_offset) +
+                 kv_offset(layer, step.slot[t], position) + (int64_t)kv_head * C + chunk * CHUNK;
+    }
+    bf16 *source = qkv + t * stride + (int64_t)h * C + chunk * CHUNK;
+    kernel_wait();
+
+    if (is_there)
+        load_chunk(value, source);
+    if (args.q_norm != NULL || args.k_norm != NULL) { /* all lanes meet in it */
+        float normed[CHUNK];
+#pragma unroll
+        for (int32_t i = 0; i < CHUNK; i++)
+            normed[i] = value[i];
+        norm_chunk<C>(normed, weight, args.norm_eps);
+#pragma unroll
+        for (int32_t i = 0; i < CHUNK; i++)
+            value[i] = norm != NULL ? normed[i] : value[i];
+    }
+    rotate_chunk<C>(value, is_query || is_key ? angles : chunk_angles{{}, -1, false}, args.pairing,
+                    chunk);
+    if (is_there && is_query)
+        store_chunk(source, value);
+    else if (is_there)
+        store_cached(target, value);
+}
+
+/* Whether columns that meet in a rotation lie in whole chunks. */
+static bool fits_chunks(struct activation qkv, const struct rope_store_args *args)
+{
+    int32_t unit = args->pairing == ROPE_HALVES ? 2 * CHUNK : CHUNK;
+    return in_chunks(qkv.data, qkv.stride, args->head_width) && args->rotary % unit == 0;
+}
+
 void cuda_rope_store(struct device *device, struct activation qkv,
                      const struct rope_store_args *args, int32_t T)
 {
@@ -92,8 +255,14 @@ void cuda_rope_store(struct device *device, struct activation qkv,
     assert(args->rotary % 2 == 0);
     if (T == 0)
         return;
-    int32_t heads = args->head_count + 2 * args->kv_head_count;
-    struct launch_shape shape = {dim3(T, ceil_div(heads, WARPS)), dim3(WARPS * WARP), 0};
-    launch(device, __func__, rope_store_kernel, shape, (bf16 *)qkv.data, qkv.stride, *args,
+    int32_t heads = args->head_count + 2 * args->kv_head_count, width = args->head_width;
+    bool chunks = fits_chunks(qkv, args) && (width == 64 || width == 128 || width == 256);
+    auto kernel = !chunks        ? any_kernel
+                  : width == 64  ? chunk_kernel<64>
+                  : width == 128 ? chunk_kernel<128>
+                                 : chunk_kernel<256>;
+    int32_t block_heads = chunks ? WARPS * WARP * CHUNK / width : (int32_t)WARPS;
+    struct launch_shape shape = {dim3(T, ceil_div(heads, block_heads)), dim3(WARPS * WARP), 0};
+    launch(device, __func__, kernel, shape, (bf16 *)qkv.data, qkv.stride, *args,
            cuda_kv_layer(device, args->layer), device->step);
 }

@@ -187,6 +187,19 @@ static void stage(struct device *device, const struct flight *flight, struct beg
                      __func__);
 }
 
+static struct row_range rows_of(const struct step *step)
+{
+    struct row_range rows = {INT32_MAX, 0, 0};
+    for (int32_t r = 0; r < step->row_count; r++) {
+        int32_t count = step->row[r].token_count;
+        rows.least = count < rows.least ? count : rows.least;
+        rows.most = count > rows.most ? count : rows.most;
+        if (rows.context < step->row[r].position + count)
+            rows.context = step->row[r].position + count;
+    }
+    return rows;
+}
+
 static void begin(struct device *device, struct begin_work *work, const struct flight *flight)
 {
     int32_t blocks = ceil_div(work->change_count, THREADS);
@@ -213,6 +226,7 @@ void cuda_step_begin(struct device *device, const struct step *step)
         assert(step->move[i].kind == STEP_COPY); /* kv_shape has no host tier yet */
     device->begun++;
     device->attention.list_count = 0;
+    device->attention.rows = rows_of(step);
     flight->ended = false;
     flight->sample_count = step->sample_count;
 

@@ -7,7 +7,7 @@
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || !defined(__CUDA_ARCH__)
 
 /* d = a . b, or d += a . b where `add`: a 64x16, its rows a warp as mma's; b 16x64, TURNED where
- * its rows are the reduction's. Runs until wgmma_wait. */
+ * its rows are the reduction's. Runs until it is waited for. */
 template <bool TURNED>
 __device__ static inline void wgmma_64(float (*d)[4], const uint32_t (&a)[4], uint64_t b,
                                        int32_t add)
@@ -28,16 +28,45 @@ __device__ static inline void wgmma_64(float (*d)[4], const uint32_t (&a)[4], ui
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add), "n"(TURNED ? 1 : 0));
 }
 
+#define ACCUMULATORS(n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
+#define ACCUMULATORS_8(n)                                                                          \
+    ACCUMULATORS(n), ACCUMULATORS((n) + 1), ACCUMULATORS((n) + 2), ACCUMULATORS((n) + 3),          \
+        ACCUMULATORS((n) + 4), ACCUMULATORS((n) + 5), ACCUMULATORS((n) + 6), ACCUMULATORS((n) + 7)
+
+/* The same with b 16x128, TURNED. */
+__device__ static inline void wgmma_128(float (*d)[4], const uint32_t (&a)[4], uint64_t b,
+                                        int32_t add)
+{
+    asm volatile("{.reg .pred p; setp.ne.b32 p, %69, 0; "
+                 "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+                 "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+                 "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+                 "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+                 "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+                 "{%64, %65, %66, %67}, %68, p, 1, 1, 1;}"
+                 : ACCUMULATORS_8(0), ACCUMULATORS_8(8)
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
+#undef ACCUMULATORS
+#undef ACCUMULATORS_8
+
 /* Registers are as they should be; what other threads copied in is there. */
 __device__ static inline void wgmma_fence(void)
 {
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }
 
-__device__ static inline void wgmma_wait(void)
+/* Ends a group of products. */
+__device__ static inline void wgmma_commit(void)
 {
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+
+/* Until at most COUNT groups run. */
+template <int COUNT> __device__ static inline void wgmma_wait_but(void)
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(COUNT) : "memory");
 }
 
 /* After a thread's own writes and copies to shared memory, before the barrier that shows them. */
@@ -46,10 +75,26 @@ __device__ static inline void wgmma_show(void)
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-#else /* other GPUs: never launched, see tensor_fits */
+/* From now on this warpgroup's threads have at most, or at least, so many registers; whoever asks
+ * for more waits until others have given up theirs. */
+template <int COUNT> __device__ static inline void registers_give(void)
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+template <int COUNT> __device__ static inline void registers_take(void)
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+#else /* other GPUs: never launched, see cuda_attention_prompt_fits */
 
 template <bool TURNED>
 __device__ static inline void wgmma_64(float (*)[4], const uint32_t (&)[4], uint64_t, int32_t)
+{
+}
+
+__device__ static inline void wgmma_128(float (*)[4], const uint32_t (&)[4], uint64_t, int32_t)
 {
 }
 
@@ -57,11 +102,23 @@ __device__ static inline void wgmma_fence(void)
 {
 }
 
-__device__ static inline void wgmma_wait(void)
+__device__ static inline void wgmma_commit(void)
+{
+}
+
+template <int COUNT> __device__ static inline void wgmma_wait_but(void)
 {
 }
 
 __device__ static inline void wgmma_show(void)
+{
+}
+
+template <int COUNT> __device__ static inline void registers_give(void)
+{
+}
+
+template <int COUNT> __device__ static inline void registers_take(void)
 {
 }
 

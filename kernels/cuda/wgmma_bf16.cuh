@@ -110,18 +110,6 @@ template <> struct wgmma_bf16<256> {
 #undef ACCUMULATORS_4
 #undef ACCUMULATORS_16
 
-/* Ends a group of products. */
-__device__ static inline void wgmma_commit(void)
-{
-    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-/* Until at most COUNT groups run. */
-template <int COUNT> __device__ static inline void wgmma_wait_but(void)
-{
-    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(COUNT) : "memory");
-}
-
 #else /* other GPUs: never launched, see cuda_matmul_fits */
 
 template <int N> struct wgmma_bf16 {
@@ -129,14 +117,6 @@ template <int N> struct wgmma_bf16 {
     {
     }
 };
-
-__device__ static inline void wgmma_commit(void)
-{
-}
-
-template <int COUNT> __device__ static inline void wgmma_wait_but(void)
-{
-}
 
 #endif
 

@@ -34,8 +34,13 @@ static const struct shape shape_case[] = {
     {"seventy to one", 70, 1, 32, 16, 32, ROPE_HALVES, false, 0, 0, true, 1},
     {"wide head", 2, 1, 192, 128, 64, ROPE_INTERLEAVED, true, 0, 0, false, 1},
     {"blocks of one", 3, 1, 20, 1, 10, ROPE_HALVES, false, 7, 0, false, 1},
+    {"pages of one", 4, 2, 64, 1, 64, ROPE_HALVES, false, 40, 0, false, 1},
+    {"pages of two", 3, 1, 96, 2, 96, ROPE_HALVES, true, 0, 0, true, 1},
+    {"pages of eight", 8, 4, 128, 8, 64, ROPE_HALVES, false, 0, 0, false, 2},
     {"blocks of four", 2, 2, 6, 4, 4, ROPE_INTERLEAVED, true, 0, 5.0f, false, 1},
     {"width of two", 2, 1, 2, 2, 2, ROPE_HALVES, false, 1, 0, false, 1},
+    {"pages of four", 4, 2, 64, 4, 64, ROPE_HALVES, false, 33, 0, false, 1},
+    {"pages of 64", 8, 2, 128, 64, 128, ROPE_HALVES, false, 50, 0, true, 1},
     {"no rotation", 2, 1, 16, 256, 0, ROPE_HALVES, false, 0, 0, false, 1},
 };
 enum { SHAPES = sizeof(shape_case) / sizeof(*shape_case) };
