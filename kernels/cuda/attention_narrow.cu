@@ -1,8 +1,8 @@
 /* Narrow items of attention, those of decode and of short chunks: a kernel of their own beside the
  * wide items' (attention.cu), whose blocks go through every gridDim.x-th item, and behind it the
  * merge of what is in several partials, where the step has such rows. */
-#include "kernels/cuda/attention_narrow_feed.cuh"
 #include "kernels/cuda/attention_narrow.cuh"
+#include "kernels/cuda/attention_narrow_feed.cuh"
 
 #include <assert.h>
 

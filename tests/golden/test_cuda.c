@@ -65,27 +65,39 @@ static void release(struct sequence *sequence)
         sequence_free(&sequence[i]);
 }
 
+/* Of every token that the CPU read or put out, which the GPU reads: two runs of their own part at
+ * a tie. */
 static void compare(const struct sequence *cpu, const struct sequence *gpu)
 {
     double sum = 0.0, worst = 0.0;
-    int32_t count = 0, drawn = 0;
+    int32_t count = 0;
 
     for (int32_t i = 0; i < SEQUENCES; i++) {
-        for (int32_t p = 0; p + 1 < cpu[i].prompt_count; p++) {
-            double delta = fabs((double)cpu[i].score[p] - (double)gpu[i].score[p]);
+        int32_t scored = cpu[i].prompt_count - 1;
+        for (int32_t p = 0; p < scored + OUTPUT; p++) {
+            double known = (double)(p < scored ? cpu[i].score[p] : cpu[i].logprob[p - scored]);
+            double delta = fabs(known - (double)gpu[i].score[p]);
             sum += delta;
             worst = fmax(worst, delta);
             count++;
         }
-        /* Greedy outputs go together until a position that is a tie but for rounding. */
-        for (int32_t k = 0; k < OUTPUT && cpu[i].token[k] == gpu[i].token[k]; k++, drawn++)
-            worst = fmax(worst, fabs((double)cpu[i].logprob[k] - (double)gpu[i].logprob[k]));
     }
-    printf("log-probabilities: mean %.2g worst %.2g of %d; %d of %d greedy tokens equal\n",
-           sum / count, worst, count, drawn, SEQUENCES * OUTPUT);
+    printf("log-probabilities: mean %.2g worst %.2g of %d\n", sum / count, worst, count);
     EXPECT(sum / count < 2e-2); /* activations are bf16: 2^-9 of each, some thirty in a row */
     EXPECT(worst < 1e-1);
-    EXPECT(drawn > SEQUENCES * OUTPUT * 3 / 4);
+}
+
+/* The same sequences with what the CPU put out behind their prompts. */
+static void create_longer(struct sequence *sequence, const struct sequence *cpu)
+{
+    static int32_t longer[SEQUENCES][PROMPT + OUTPUT];
+
+    for (int32_t i = 0; i < SEQUENCES; i++) {
+        int32_t count = cpu[i].prompt_count;
+        memcpy(longer[i], cpu[i].prompt, (size_t)count * sizeof(int32_t));
+        memcpy(longer[i] + count, cpu[i].token, OUTPUT * sizeof(int32_t));
+        sequence[i] = sequence_create(longer[i], count + OUTPUT, 1);
+    }
 }
 
 static void log_probabilities_are_near_the_cpus(void)
@@ -95,10 +107,10 @@ static void log_probabilities_are_near_the_cpus(void)
         struct driver driver;
 
         create(cpu);
-        create(gpu);
         if (open_on(&driver, &gemma[i], MODEL_DEVICE_CPU))
             EXPECT_INT(driver_run(&driver, cpu, SEQUENCES, 16, TOKENS, 1), ==, 0);
         model_close(driver.model);
+        create_longer(gpu, cpu);
         if (open_on(&driver, &gemma[i], MODEL_DEVICE_CUDA))
             EXPECT_INT(driver_run(&driver, gpu, SEQUENCES, 16, TOKENS, STEP_DEPTH), ==, 0);
         model_close(driver.model);
