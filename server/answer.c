@@ -264,7 +264,8 @@ static void move_records(struct answer *answer, struct piece *piece, int32_t cou
 }
 
 /* Sends the text up to offset `until` and the records that it completes; with `finish`, all
- * records and the end. No piece goes out without text, but for the last one. */
+ * records and the end. No piece goes out without text, but for the last one, and where there is no
+ * tokenizer to make any: there tokens go out as they come. */
 static bool send(struct answer *answer, int64_t until, enum finish finish, int32_t stop_token,
                  int32_t stop_string)
 {
@@ -273,7 +274,7 @@ static bool send(struct answer *answer, int64_t until, enum finish finish, int32
     int32_t top_count = 0;
 
     assert(until >= answer->sent && until <= answer->made);
-    if (bytes == 0 && finish == FINISH_NONE)
+    if (bytes == 0 && finish == FINISH_NONE && answer->tokenizer != NULL)
         return true;
     while (count < answer->pending_count &&
            (finish != FINISH_NONE ||
@@ -335,6 +336,8 @@ static bool take_token(struct answer *answer, const struct text_item *item,
     if (!keep_record(answer, item, top) || (shown && !make_text(answer, item->token)))
         return false;
     settle_records(answer);
+    if (answer->tokenizer == NULL) /* each token is a piece of its own */
+        return send(answer, answer->made, item->finish, item->stop_token, -1);
     if (!pass_text(answer, from, sink))
         return false;
     if (answer->finished || item->finish == FINISH_NONE)

@@ -283,11 +283,10 @@ static void count_tokens(struct reply *reply, const struct piece *piece)
         reply->completion_tokens += piece->token_count;
 }
 
-/* Whether a piece says something that this client asked for. */
-static bool worth_an_event(const struct reply *reply, const struct piece *piece)
+/* Whether a piece says something: that a token came does, also where there is no text for it. */
+static bool worth_an_event(const struct piece *piece)
 {
-    return piece->text_bytes > 0 || piece->finish != FINISH_NONE ||
-           (piece->token_count > 0 && (reply->is.logprobs || reply->is.return_token_ids));
+    return piece->text_bytes > 0 || piece->token_count > 0 || piece->finish != FINISH_NONE;
 }
 
 static void write_event(struct reply *reply, struct json *text, struct stream *stream,
@@ -296,7 +295,7 @@ static void write_event(struct reply *reply, struct json *text, struct stream *s
     struct choice *choice = &reply->choice[piece->choice];
 
     count_tokens(reply, piece);
-    if (!worth_an_event(reply, piece))
+    if (!worth_an_event(piece))
         return;
     json_bytes(text, reply->prefix.text, reply->prefix.bytes);
     json_int(text, piece->choice);
@@ -367,7 +366,7 @@ static void take(struct reply *reply, struct json *text, struct stream *stream, 
         keep(reply, piece);
         return;
     }
-    bool appears = piece->choice == reply->appeared && worth_an_event(reply, piece);
+    bool appears = piece->choice == reply->appeared && worth_an_event(piece);
     write_and_free(reply, text, stream, piece);
     if (!appears)
         return;

@@ -560,7 +560,7 @@ int model_open(struct model **target, const struct model_options *options, char 
     if (error_bytes > 0)
         error[0] = '\0';
     fill_info(&model->info, options);
-    model->tokenizer = fake_tokenizer_create();
+    model->tokenizer = options->skip_tokenizer ? NULL : fake_tokenizer_create();
     model->slot_max = options->slot_max;
     model->token_max = options->token_max;
     model->sample_max = options->sample_max;

@@ -413,6 +413,34 @@ static void a_prefix_is_found_again(void)
     cJSON_Delete(second);
 }
 
+/* ---- without a tokenizer ---- */
+
+static void ids_alone_stream_token_by_token(void)
+{
+    static struct ask_stream stream;
+    static struct ask_answer want;
+    const int32_t prompt[] = {40, 41, 42};
+    struct server bare = server_start("--skip-tokenizer-init");
+    int status = 0;
+
+    ask_expected(&want, NULL, prompt, 3, 9, true);
+    EXPECT(ask_streamed(&bare, "{'prompt': [40, 41, 42], 'stream': true, " GREEDY(9) "}", &stream));
+    EXPECT_STRING(stream.broken, "");
+    EXPECT_INT(stream.event_count, ==, 9 + 1);
+    EXPECT_STRING(stream.choice[0].text, "");
+    cJSON *root =
+        ask_completion(&bare, "{'prompt': [40, 41, 42], 'return_token_ids': true, " GREEDY(9) "}");
+    for (int i = 0; i < 9; i++) {
+        char path[64];
+        snprintf(path, sizeof(path), "choices/0/token_ids/%d", i);
+        EXPECT_INT(ask_number(root, path), ==, want.token[i]);
+    }
+    cJSON_Delete(root);
+    cJSON_Delete(ask(&bare, "/v1/completions", "{'prompt': 'text', " GREEDY(9) "}", &status));
+    EXPECT_INT(status, ==, 400);
+    EXPECT_INT(server_stop(&bare), ==, 0);
+}
+
 static void nothing_was_read_that_was_not_written(void)
 {
     EXPECT_INT(fake_model_faults(), ==, 0);
@@ -443,6 +471,7 @@ int main(void)
     TEST(echo_scores_the_prompt);
     TEST(echo_alone_puts_the_prompt_in_front);
     TEST(a_prefix_is_found_again);
+    TEST(ids_alone_stream_token_by_token);
     TEST(nothing_was_read_that_was_not_written);
     return test_report();
 }
