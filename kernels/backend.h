@@ -242,6 +242,9 @@ struct device_ops {
 
     /* KV. */
     size_t (*kv_block_bytes)(struct device *device, const struct kv_shape *shape);
+    /* What kv_open takes besides the blocks: block tables, and what attention works in. NULL where
+     * memory_total is. */
+    size_t (*kv_fixed_bytes)(struct device *device, const struct kv_shape *shape);
     int (*kv_open)(struct device *device, const struct kv_shape *shape);
 
     /* Steps. `step_begin` takes over copies: starts, changes, moves, rows, tokens. `step_end`

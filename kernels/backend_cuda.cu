@@ -389,6 +389,7 @@ static const struct device_ops ops = {
     .weight_bytes = cuda_weight_bytes,
     .weight_pack = cuda_weight_pack,
     .kv_block_bytes = cuda_kv_block_bytes,
+    .kv_fixed_bytes = cuda_kv_fixed_bytes,
     .kv_open = cuda_kv_open,
     .step_begin = cuda_step_begin,
     .step_end = cuda_step_end,

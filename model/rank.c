@@ -194,6 +194,8 @@ static bool make_ledger(struct rank *rank, const struct loader *loader, const st
     wish->position_bytes = 0;
     for (int32_t i = 0; i < shape->rope_count; i++)
         wish->position_bytes += (int64_t)rope_table_bytes(&shape->rope[i], 1);
+    if (rank->ops->kv_fixed_bytes != NULL)
+        wish->workspace_bytes += (int64_t)rank->ops->kv_fixed_bytes(rank->device, kv);
     wish->block_bytes = (int64_t)rank->ops->kv_block_bytes(rank->device, kv);
     wish->free_bytes = (int64_t)rank->ops->memory_free(rank->device);
     if (rank->ops->memory_total != NULL) {

@@ -202,6 +202,8 @@ __device__ static inline float partial_fold(float before, float partial, float2 
 
 /* attention_plan.cu: the work list of this step for layers of this kind, made on the device. */
 bool cuda_attention_open(struct device *device, const struct kv_shape *shape);
+/* What that takes of the device's memory. */
+size_t cuda_attention_bytes(const struct device *device, const struct kv_shape *shape);
 struct attention_work cuda_attention_work(struct device *device, struct attention_key key);
 
 /* What the rows of the step begun last need, known on the host; a capture keeps in mind for which

@@ -180,33 +180,56 @@ __global__ void plan_kernel(struct attention_work work, struct attention_key key
         *work.plan = {total.wide, total.narrow, total.merge};
 }
 
+/* How much there is of each thing. */
+struct attention_sizes {
+    size_t wide, narrow, merge; /* items of a list */
+    size_t slots, slot_bytes;   /* partial results */
+};
+
+static struct attention_sizes sizes_of(const struct device *device, const struct kv_shape *shape)
+{
+    const struct device_options *options = &device->options;
+    struct attention_sizes sizes = {};
+    size_t tiles = (size_t)options->slot_max * NARROW_TILES_MAX;
+    size_t partials = (size_t)ceil_div(options->context_max, PARTIAL_TOKENS);
+    size_t read = (size_t)device->core_count * NARROW_BLOCKS_MAX; /* there or not */
+    sizes.wide = (size_t)options->token_max + (size_t)options->slot_max;
+    sizes.narrow = tiles * (partials + 1) > read ? tiles * (partials + 1) : read;
+    sizes.merge = tiles;
+    sizes.slots = tiles * partials < SLOTS_MAX ? tiles * partials : (size_t)SLOTS_MAX;
+    sizes.slot_bytes = (size_t)shape->kv_head_count * NARROW_ROWS *
+                       ((size_t)shape->head_width + 2) * sizeof(float);
+    return sizes;
+}
+
+size_t cuda_attention_bytes(const struct device *device, const struct kv_shape *shape)
+{
+    struct attention_sizes sizes = sizes_of(device, shape);
+    size_t items = sizes.wide + sizes.narrow + sizes.merge;
+    return sizes.slots * sizes.slot_bytes + 3 * sizeof(int32_t) +
+           ATTENTION_KINDS *
+               (items * sizeof(struct attention_item) + sizeof(struct attention_plan));
+}
+
 bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
 {
     struct attention_state *state = &device->attention;
-    const struct device_options *options = &device->options;
-    int32_t tiles = options->slot_max * NARROW_TILES_MAX;
-    int32_t partials = ceil_div(options->context_max, PARTIAL_TOKENS);
-    size_t slot_bytes = (size_t)shape->kv_head_count * NARROW_ROWS *
-                        ((size_t)shape->head_width + 2) * sizeof(float);
+    struct attention_sizes sizes = sizes_of(device, shape);
     state->partial_tokens = PARTIAL_TOKENS;
     state->captured = {0, INT32_MAX, INT32_MAX};
-    state->slot_max = tiles * partials < SLOTS_MAX ? tiles * partials : SLOTS_MAX;
-    state->partial = (float *)cuda_alloc(device, (size_t)state->slot_max * slot_bytes);
+    state->slot_max = (int32_t)sizes.slots;
+    state->partial = (float *)cuda_alloc(device, sizes.slots * sizes.slot_bytes);
     state->ticket = (int32_t *)cuda_alloc(device, 3 * sizeof(int32_t));
     bool good = state->partial != NULL && state->ticket != NULL;
     for (int32_t i = 0; i < ATTENTION_KINDS; i++) {
         struct attention_list *list = &state->list[i];
-        size_t wide = (size_t)options->token_max + (size_t)options->slot_max;
-        size_t narrow = (size_t)tiles * (size_t)(partials + 1);
-        if (narrow < (size_t)device->core_count * NARROW_BLOCKS_MAX)
-            narrow = (size_t)device->core_count * NARROW_BLOCKS_MAX;
         list->plan = (struct attention_plan *)cuda_alloc(device, sizeof(struct attention_plan));
         list->wide =
-            (struct attention_item *)cuda_alloc(device, wide * sizeof(struct attention_item));
-        list->narrow =
-            (struct attention_item *)cuda_alloc(device, narrow * sizeof(struct attention_item));
+            (struct attention_item *)cuda_alloc(device, sizes.wide * sizeof(struct attention_item));
+        list->narrow = (struct attention_item *)cuda_alloc(
+            device, sizes.narrow * sizeof(struct attention_item));
         list->merge = (struct attention_item *)cuda_alloc(
-            device, (size_t)tiles * sizeof(struct attention_item));
+            device, sizes.merge * sizeof(struct attention_item));
         good = good && list->plan != NULL && list->wide != NULL && list->narrow != NULL &&
                list->merge != NULL;
     }

@@ -208,6 +208,7 @@ double cuda_read_rate(struct device *device);
 
 /* kv.cu */
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);
+size_t cuda_kv_fixed_bytes(struct device *device, const struct kv_shape *shape);
 int cuda_kv_open(struct device *device, const struct kv_shape *shape);
 void cuda_kv_close(struct device *device);
 void cuda_kv_copy(struct device *device, int32_t move_count);

@@ -61,6 +61,17 @@ size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape)
     return (size_t)block_elements(shape) * sizeof(__half);
 }
 
+static size_t table_bytes(const struct device *device, const struct kv_shape *shape)
+{
+    size_t width = (size_t)ceil_div(device->options.context_max, shape->block_tokens);
+    return (size_t)device->options.slot_max * (size_t)shape->group_count * width * sizeof(int32_t);
+}
+
+size_t cuda_kv_fixed_bytes(struct device *device, const struct kv_shape *shape)
+{
+    return table_bytes(device, shape) + cuda_attention_bytes(device, shape);
+}
+
 int cuda_kv_open(struct device *device, const struct kv_shape *shape)
 {
     struct kv_view *kv = &device->kv;
@@ -83,8 +94,7 @@ int cuda_kv_open(struct device *device, const struct kv_shape *shape)
     (void)group_layers(shape, device->layer_index);
     device->kv_shape.layer_group = device->layer_group;
 
-    size_t tables = (size_t)device->options.slot_max * kv->group_count * kv->table_width;
-    kv->table = (int32_t *)cuda_alloc(device, tables * sizeof(int32_t));
+    kv->table = (int32_t *)cuda_alloc(device, table_bytes(device, shape));
     kv->pool = (__half *)cuda_alloc(device, (size_t)shape->block_count *
                                                 cuda_kv_block_bytes(device, shape));
     bool good = kv->table != NULL && kv->pool != NULL && cuda_attention_open(device, shape);

@@ -92,6 +92,20 @@ static float *make_rope_table(int32_t rotary, int32_t length)
     return table;
 }
 
+/* Opens the cache, which takes what was said. */
+static void open_cache(struct device *device, const struct kv_shape *kv)
+{
+    const struct device_ops *ops = subject.ops;
+    size_t block_bytes = ops->kv_block_bytes(device, kv);
+    size_t before = ops->memory_taken == NULL ? 0 : ops->memory_taken(device);
+
+    EXPECT(block_bytes > 0);
+    EXPECT_INT(ops->kv_open(device, kv), ==, 0);
+    if (ops->memory_taken != NULL)
+        EXPECT_INT(ops->memory_taken(device) - before, ==,
+                   (size_t)kv->block_count * block_bytes + ops->kv_fixed_bytes(device, kv));
+}
+
 static void world_device(struct world *w, const struct shape *shape)
 {
     struct device_options options = small_options();
@@ -99,8 +113,7 @@ static void world_device(struct world *w, const struct shape *shape)
                           shape->C, shape->groups, w->layer_group};
 
     w->device = open_device(&options);
-    EXPECT(subject.ops->kv_block_bytes(w->device, &kv) > 0);
-    EXPECT_INT(subject.ops->kv_open(w->device, &kv), ==, 0);
+    open_cache(w->device, &kv);
     w->rope = (struct rope_store_args){
         .head_count = shape->H,
         .kv_head_count = shape->K,
