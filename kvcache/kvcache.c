@@ -196,6 +196,7 @@ void kvcache_table_init(struct kv_table *table, int64_t root)
 {
     table->block_count = 0;
     table->published_count = 0;
+    table->forked_count = 0;
     table->parent = root;
     table->retired = false;
 }
@@ -266,7 +267,8 @@ int32_t kvcache_holders(const struct kvcache *kv, int32_t block)
 }
 
 /* Entries that are missing, and those from `written` on that other tables hold too; retired
- * holders count when `retired` is true. */
+ * holders count when `retired` is true. No block is looked at that this table has for itself: a
+ * step asks for every sequence, and each would be a line of memory that is in no cache. */
 static int32_t grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,
                          int32_t token_count, bool retired)
 {
@@ -275,7 +277,7 @@ static int32_t grow_need(const struct kvcache *kv, const struct kv_table *table,
 
     if (want > table->block_count)
         need = (want - table->block_count) * kv->config.group_count;
-    for (int32_t i = written >> kv->token_shift; i < table->block_count; i++) {
+    for (int32_t i = written >> kv->token_shift; i < table->forked_count; i++) {
         for (int32_t g = 0; g < kv->config.group_count; g++) {
             if (table->block[g][i] == BLOCK_NONE)
                 continue;
@@ -328,7 +330,7 @@ bool kvcache_grow(struct kvcache *kv, struct kv_table *table, int32_t written, i
     assert(written >= table->published_count << kv->token_shift);
     if (kvcache_grow_need(kv, table, written, token_count) > kvcache_available(kv))
         return false;
-    for (int32_t i = written >> kv->token_shift; i < table->block_count; i++) {
+    for (int32_t i = written >> kv->token_shift; i < table->forked_count; i++) {
         for (int32_t g = 0; g < kv->config.group_count; g++)
             unshare(kv, table, g, i, written, moves);
     }
@@ -340,7 +342,7 @@ bool kvcache_grow(struct kvcache *kv, struct kv_table *table, int32_t written, i
     return true;
 }
 
-void kvcache_fork(struct kvcache *kv, const struct kv_table *parent, struct kv_table *child)
+void kvcache_fork(struct kvcache *kv, struct kv_table *parent, struct kv_table *child)
 {
     assert(child->block_count == 0);
     assert(child->block_max >= parent->block_count);
@@ -354,6 +356,7 @@ void kvcache_fork(struct kvcache *kv, const struct kv_table *parent, struct kv_t
     }
     child->block_count = parent->block_count;
     child->published_count = parent->published_count;
+    child->forked_count = parent->forked_count = parent->block_count;
     child->parent = parent->parent;
     child->retired = false;
 }

@@ -32,6 +32,7 @@ struct kv_table {
     int32_t block_max;
     int32_t block_count;     /* entries in use, the same in every group */
     int32_t published_count; /* leading blocks that are published */
+    int32_t forked_count;    /* leading blocks that a fork left in two tables, perhaps still */
     int64_t parent;          /* identity of the last published block, or the root */
     bool retired;            /* kvcache_retire: will be released, and nothing else */
 };
@@ -106,7 +107,7 @@ int32_t kvcache_pending(const struct kvcache *kv);
 int32_t kvcache_holders(const struct kvcache *kv, int32_t block);
 
 /* `child`, an empty table, pins every block of `parent`. */
-void kvcache_fork(struct kvcache *kv, const struct kv_table *parent, struct kv_table *child);
+void kvcache_fork(struct kvcache *kv, struct kv_table *parent, struct kv_table *child);
 
 /* Makes full blocks matchable. Only accepted tokens whose K and V a committed step wrote may be
  * passed: the first token_count of `token`. Where a twin was published first, the table keeps

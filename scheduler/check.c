@@ -62,6 +62,18 @@ static void check_slots(const struct scheduler *s)
     assert(held == s->pool.running.count + s->pool.leaving.count);
 }
 
+/* kvcache.md (10): what is neither published nor forked no other table has. */
+static void check_own(const struct scheduler *s, const struct kv_table *table)
+{
+    int32_t shared =
+        table->published_count > table->forked_count ? table->published_count : table->forked_count;
+
+    for (int32_t g = 0; g < s->config.kv.group_count; g++) {
+        for (int32_t b = shared; b < table->block_count; b++)
+            assert(table->block[g][b] < 0 || s->holder_count[table->block[g][b]] == 1);
+    }
+}
+
 /* (3): the tables of sequences that hold a slot are all that pins a block. */
 static void check_blocks(const struct scheduler *s)
 {
@@ -78,6 +90,10 @@ static void check_blocks(const struct scheduler *s)
     }
     for (int32_t b = 0; b < s->config.kv.block_count; b++)
         assert(s->holder_count[b] == kvcache_holders(s->kv, b));
+    for (int32_t i = 0; i < s->pool.seq_max; i++) {
+        if (s->pool.seq[i].slot != SEQ_NONE)
+            check_own(s, &s->pool.seq[i].table);
+    }
 }
 
 /* (17): what running sequences will take of the cache's blocks without asking. */

@@ -142,7 +142,7 @@ static void add_scores(struct scheduler *s, int32_t seq, int32_t row)
  * own way; it will find the prompt in the cache. */
 static void fork_siblings(struct scheduler *s, int32_t leader, int32_t row)
 {
-    const struct seq *from = &s->pool.seq[leader];
+    struct seq *from = &s->pool.seq[leader];
     struct group *group = &s->pool.group[from->group];
 
     if (group->leader != leader)

@@ -112,6 +112,9 @@ mutant copy_skipped kvcache/kvcache.c \
 mutant copy_not_moved kvcache/kvcache.c \
     's/if (i << kv->token_shift < written) {/if (i << kv->token_shift > written) {/' \
     'the own block of a sibling lacks the prompt'
+mutant fork_not_told kvcache/kvcache.c \
+    's|child->forked_count = parent->forked_count = parent->block_count|child->forked_count = parent->block_count|' \
+    'a parent thinks that its blocks are its own after a fork'
 mutant fork_without_pin kvcache/kvcache.c \
     '/pin(kv, parent->block\[g\]\[i\]);/s/pin(kv/(void)(kv/' 'a sibling does not count as a holder'
 mutant reset_while_pinned kvcache/kvcache.c \
