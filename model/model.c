@@ -131,6 +131,7 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->read_rate = rank_read_rate(model->rank);
     info->kv_bytes = ledger->kv_bytes;
     info->workspace_bytes = ledger->workspace_bytes;
+    info->step_tokens = options->token_max;
     info->layer_count = model->shape.layer_count;
     info->vocab_count = model->shape.vocab_count;
     info->context_max = ledger->context_max;
@@ -271,10 +272,33 @@ static int open_source(struct source **source, const struct model_options *optio
                                   : source_open(source, options->path, error, error_bytes);
 }
 
+/* The options with step_work put into effect: tokens of a step are a power of two then. */
+static struct model_options fit_step(const struct model_options *options,
+                                     const struct source *source)
+{
+    struct model_options fitted = *options;
+    struct source_summary summary;
+    int32_t least = STEP_TOKENS_LEAST;
+
+    source_summary(source, &summary);
+    if (options->step_work == 0 || summary.parameter_count <= 0)
+        return fitted;
+    while (least < options->slot_max)
+        least *= 2;
+    while (least < options->token_max && 2 * least * summary.parameter_count <= options->step_work)
+        least *= 2;
+    if (least < options->token_max)
+        fitted.token_max = least;
+    if (least < options->sample_max)
+        fitted.sample_max = least;
+    return fitted;
+}
+
 int model_open(struct model **target, const struct model_options *options, char *error,
                size_t error_bytes)
 {
     struct model *model = calloc(1, sizeof(*model));
+    struct model_options fitted;
     struct source *source;
     int status;
 
@@ -285,12 +309,14 @@ int model_open(struct model **target, const struct model_options *options, char 
         return -ENOMEM;
     }
     status = open_source(&source, options, error, error_bytes);
-    if (status == 0)
-        status = load(model, options, source, false);
     if (status == 0) {
-        fill_info(model, options, source);
+        fitted = fit_step(options, source);
+        status = load(model, &fitted, source, false);
+    }
+    if (status == 0) {
+        fill_info(model, &fitted, source);
         find_ends(model, options->generation, source);
-        status = allocate_batches(model, options, source);
+        status = allocate_batches(model, &fitted, source);
     }
     if (status != 0) {
         model_close(model); /* first: the rank may still look at the source */
@@ -322,6 +348,7 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
                   char *error, size_t error_bytes)
 {
     struct model *model = calloc(1, sizeof(*model));
+    struct model_options fitted;
     struct source *source;
     int status;
 
@@ -335,10 +362,11 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
     if (status == 0) {
         inspection->readable = true;
         source_summary(source, &inspection->summary);
-        status = load(model, options, source, true);
+        fitted = fit_step(options, source);
+        status = load(model, &fitted, source, true);
     }
     if (status == 0) {
-        fill_info(model, options, source);
+        fill_info(model, &fitted, source);
         find_ends(model, options->generation, source);
         fill_inspection(inspection, model);
     }

@@ -17,6 +17,8 @@ struct model;     /* opaque */
 struct tokenizer; /* model/text/tokenizer.h */
 
 enum { MODEL_END_MAX = 16 };
+enum { STEP_TOKENS_LEAST = 512 }; /* fewer do not fill the arithmetic units of a GPU */
+
 enum model_device { MODEL_DEVICE_AUTO, MODEL_DEVICE_CPU, MODEL_DEVICE_CUDA };
 
 struct model_options {
@@ -31,6 +33,9 @@ struct model_options {
     int32_t slot_max;
     int32_t token_max;
     int32_t sample_max;
+    int64_t
+        step_work; /* lowers the two above so that a step's tokens times the model's parameters
+                      are about that, but not below slot_max or STEP_TOKENS_LEAST; 0: no limit */
     int32_t block_tokens;
     int32_t block_count; /* 0: computed from the memory below */
     double memory_share; /* of the device's memory (CPU: of the free memory) that may be taken */
@@ -74,6 +79,7 @@ struct model_info {
     double read_rate;     /* bytes a second, of the device's memory; 0: not measured */
     int64_t kv_bytes;     /* of all blocks */
     int64_t workspace_bytes;
+    int32_t step_tokens; /* of the largest step */
     int32_t layer_count;
     int32_t vocab_count;
     int32_t context_max;   /* in force */

@@ -71,7 +71,7 @@ int bench_open(struct bench **created, const struct config *config,
     if (result < 0)
         return result;
     struct scheduler_config settings = engine_scheduler_config(
-        config, model_info(bench->model), options.slot_max, limits->waiting_max, options.token_max);
+        config, model_info(bench->model), options.slot_max, limits->waiting_max);
     bench->scheduler = scheduler_create(&settings);
     bench->result = calloc((size_t)settings.sample_max, sizeof *bench->result);
     bench->prompt = calloc((size_t)limits->length_max, sizeof *bench->prompt);

@@ -82,7 +82,7 @@ static void print_memory(const struct model_inspection *inspection,
     printf("\non             %s\n", info->device);
     printf("  weights      %s\n", size_text(info->weight_bytes, text));
     printf("  workspace    %s for steps of %" PRId32 " tokens\n",
-           size_text(info->workspace_bytes, text), options->token_max);
+           size_text(info->workspace_bytes, text), info->step_tokens);
     printf("  KV           %s a token;",
            size_text(inspection->block_bytes / info->block_tokens, text));
     printf(" %s for a sequence of %" PRId32 " tokens\n",

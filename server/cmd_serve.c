@@ -164,7 +164,7 @@ static void log_ready(const struct serving *serving)
              "limits kv_blocks=%d block_tokens=%d kv_tokens=%lld context=%d slots=%d "
              "step_tokens=%d",
              info->block_count, info->block_tokens, (long long)token_count, info->context_max,
-             config->max_num_seqs, config->max_num_batched_tokens);
+             config->max_num_seqs, info->step_tokens);
     defaults_describe(engine_defaults(serving->engine), defaults, sizeof defaults);
     log_info("engine", "sampling defaults %s generation_config=%s", defaults,
              config->generation_config);

@@ -58,7 +58,8 @@
     OPTION(SCHEDULER, INT, max_num_seqs, "0", 0, 65536, "",                                        \
            "sequences that run at once; 0: 64 on a CPU, 256 on a GPU")                             \
     OPTION(SCHEDULER, INT, max_num_batched_tokens, "0", 0, 1 << 20, "",                            \
-           "tokens of one step; 0: 512 on a CPU, 8192 on a GPU")                                   \
+           "tokens of one step; 0: 512 on a CPU; on a GPU 512 to 8192, the fewer the larger the "  \
+           "model")                                                                                \
     OPTION(SCHEDULER, INT, long_prefill_token_threshold, "0", 0, 1 << 20, "",                      \
            "prompt tokens of one sequence in one step; 0: no limit but the step's")                \
     OPTION(SCHEDULER, INT, max_num_queued_reqs, "1024", 1, 1 << 20, "",                            \

@@ -58,13 +58,13 @@ int64_t engine_now_us(void)
 
 struct scheduler_config engine_scheduler_config(const struct config *config,
                                                 const struct model_info *info, int32_t slot_max,
-                                                int32_t waiting_max, int32_t token_max)
+                                                int32_t waiting_max)
 {
     return (struct scheduler_config){
         .slot_max = slot_max,
         .waiting_max = waiting_max,
-        .step_token_max = token_max,
-        .sample_max = token_max,
+        .step_token_max = info->step_tokens,
+        .sample_max = info->step_tokens,
         .context_max = info->context_max,
         .chunk_token_max = config->long_prefill_token_threshold,
         .plan_depth = config->async_scheduling ? PLAN_DEPTH : 1,
@@ -87,9 +87,9 @@ struct turn *turn_create(struct model *model, const struct config *config, char 
     turn->config = config;
     turn->info = model_info(model);
     turn->flight_max = config->async_scheduling ? PLAN_DEPTH : 1;
-    struct scheduler_config settings = engine_scheduler_config(
-        config, turn->info, config->max_num_seqs,
-        config->max_num_queued_reqs + config->max_num_seqs, config->max_num_batched_tokens);
+    struct scheduler_config settings =
+        engine_scheduler_config(config, turn->info, config->max_num_seqs,
+                                config->max_num_queued_reqs + config->max_num_seqs);
     turn->scheduler = scheduler_create(&settings);
     if (turn->scheduler != NULL) {
         turn->seq_max = scheduler_seq_max(turn->scheduler);

@@ -11,7 +11,7 @@
 /* The scheduler's settings for a model as it was opened; `quire bench` sizes its own. */
 struct scheduler_config engine_scheduler_config(const struct config *config,
                                                 const struct model_info *info, int32_t slot_max,
-                                                int32_t waiting_max, int32_t token_max);
+                                                int32_t waiting_max);
 
 struct turn; /* opaque */
 

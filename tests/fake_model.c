@@ -522,6 +522,7 @@ static void fill_info(struct model_info *info, const struct model_options *optio
     snprintf(info->device, sizeof(info->device), "a table of hashes");
     info->vocab_count = V;
     info->layer_count = 1;
+    info->step_tokens = options->token_max;
     info->context_model = FAKE_CONTEXT;
     info->context_max = FAKE_CONTEXT;
     if (options->context_max > 0 && options->context_max < FAKE_CONTEXT)

@@ -372,6 +372,39 @@ static void auto_takes_the_device_that_is_there(void)
     model_close(model);
 }
 
+/* Steps of the tiny Gemma, opened with `work` for them. */
+static int32_t step_tokens(int64_t work, int32_t slot_max)
+{
+    struct model_options options = simple_options();
+    struct model *model;
+    int32_t tokens = 0;
+
+    options.step_work = work;
+    options.slot_max = slot_max;
+    options.token_max = options.sample_max = 4096;
+    if (model_open(&model, &options, message, sizeof(message)) == 0)
+        tokens = model_info(model)->step_tokens;
+    model_close(model);
+    return tokens;
+}
+
+static void the_work_of_a_step_bounds_its_tokens(void)
+{
+    struct gguf_writer writer = {0};
+    struct model *model;
+
+    EXPECT_INT(open_written(&writer, &small, &model), ==, 0);
+    int64_t count = model_info(model)->parameter_count;
+    EXPECT_INT(model_info(model)->step_tokens, ==, 32);
+    model_close(model);
+    EXPECT_INT(step_tokens(0, 4), ==, 4096);
+    EXPECT_INT(step_tokens(1, 4), ==, STEP_TOKENS_LEAST);
+    EXPECT_INT(step_tokens(1, 700), ==, 1024);
+    EXPECT_INT(step_tokens(2048 * count - 1, 4), ==, 1024);
+    EXPECT_INT(step_tokens(2048 * count, 4), ==, 2048);
+    EXPECT_INT(step_tokens(INT64_MAX / 4, 4), ==, 4096);
+}
+
 static void inspecting_says_what_opening_finds(void)
 {
     struct model_options options = simple_options();
@@ -438,6 +471,7 @@ int main(void)
     TEST(opening_tells_its_progress_and_the_facts);
     TEST(a_model_without_a_vocabulary_has_no_tokenizer);
     TEST(auto_takes_the_device_that_is_there);
+    TEST(the_work_of_a_step_bounds_its_tokens);
     TEST(inspecting_says_what_opening_finds);
     TEST(batches_take_turns_and_begin_empty);
     unlink(path);
