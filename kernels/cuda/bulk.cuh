@@ -129,6 +129,35 @@ __device__ static inline void bulk_copy(uint32_t target, const void *source, uin
                  : "memory");
 }
 
+/* A box in shared memory to (column, row) of `map`; what lies outside is left out. Stores of a
+ * thread run in groups, until they are waited for. */
+__device__ static inline void bulk_store(const CUtensorMap *map, int32_t column, int32_t row,
+                                         uint32_t source)
+{
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+        "r"(column), "r"(row), "r"(source)
+        : "memory");
+}
+
+/* Ends a group of this thread's stores. */
+__device__ static inline void bulk_commit(void)
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Until all but the last COUNT groups have read their sources. */
+template <int COUNT> __device__ static inline void bulk_read_but(void)
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(COUNT) : "memory");
+}
+
+/* Until all of this thread's stores are there. */
+__device__ static inline void bulk_stored(void)
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 /* After a wait: bulk copies see what ordinary stores of earlier kernels wrote to memory. */
 __device__ static inline void bulk_see(void)
 {
@@ -204,6 +233,22 @@ __device__ static inline void bulk_load_box(uint32_t, const CUtensorMap *, const
 }
 
 __device__ static inline void bulk_copy(uint32_t, const void *, uint32_t, uint32_t)
+{
+}
+
+__device__ static inline void bulk_store(const CUtensorMap *, int32_t, int32_t, uint32_t)
+{
+}
+
+__device__ static inline void bulk_commit(void)
+{
+}
+
+template <int COUNT> __device__ static inline void bulk_read_but(void)
+{
+}
+
+__device__ static inline void bulk_stored(void)
 {
 }
 

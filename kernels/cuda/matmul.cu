@@ -6,84 +6,112 @@
  * terms at a time, by one warpgroup: its bits do not depend on T, on the tile, or on which operand
  * is which. Splitting `in` would give that up.
  *
- * A block is one producer warp that copies tiles of 64 columns of `in` into a ring of stages, and
- * one or two warpgroups that multiply them. Weights that are rows are read while the kernel before
- * this one still runs. Blocks of a cluster have neighbouring rows and the same columns, which one
- * copy brings to all. A tile may have fewer than 64 rows: the products of the rows behind it, which
- * are some other stage's bytes, are dropped. So a small matrix, too, is read by all
- * multiprocessors.
+ * A block is one producer warp that copies tiles of 64 columns of `in`, panels, into a ring of
+ * stages, and one or two warpgroups that multiply them. Weights that are rows are read while the
+ * kernel before this one still runs. Blocks of a cluster have neighbouring rows and the same
+ * columns, which one copy brings to all. A tile may have fewer than 64 rows: the products of the
+ * rows behind it, which are some other panel's bytes, are dropped. So a small matrix, too, is read
+ * by all multiprocessors.
  */
-#include "kernels/cuda/matmul_body.cuh"
+#include "kernels/cuda/matmul_outlet.cuh"
 
-enum { FEW_TOKENS = 256 };
+enum {
+    FEW_TOKENS = 256,
+    FEW_TILES = 4, /* of columns, at most, where tokens are the columns */
+};
 
 /* ---- producer ---- */
 
-template <int GROUPS, int N, int CLUSTER, bool WEIGHT_ROWS>
+/* The rows' part of a stage. */
+template <int N, int PANELS>
+__device__ static inline void load_rows(const CUtensorMap *rows, uint32_t stage, int32_t bytes,
+                                        int32_t step, int32_t row, uint32_t barrier, bool once)
+{
+#pragma unroll
+    for (int32_t p = 0; p < PANELS; p++) {
+        uint32_t target = stage + p * bytes + N * ROW_BYTES;
+        if (once)
+            bulk_load_once(target, rows, (step + p) * DEPTH, row, barrier);
+        else
+            bulk_load(target, rows, (step + p) * DEPTH, row, barrier);
+    }
+}
+
+/* That of the columns: a cluster's blocks have the same, and each brings its share to all. */
+template <int N, int CLUSTER, int PANELS>
+__device__ static inline void load_columns(const CUtensorMap *columns, uint32_t stage,
+                                           int32_t bytes, int32_t step, int32_t column,
+                                           uint32_t rank, uint32_t barrier)
+{
+    constexpr int32_t SHARE = N / CLUSTER;
+#pragma unroll
+    for (int32_t p = 0; p < PANELS; p++) {
+        uint32_t target = stage + p * bytes + rank * SHARE * ROW_BYTES;
+        int32_t first = column + (int32_t)rank * SHARE;
+        if (CLUSTER > 1)
+            bulk_load_all(target, columns, (step + p) * DEPTH, first, barrier,
+                          (uint16_t)((1 << CLUSTER) - 1));
+        else
+            bulk_load(target, columns, (step + p) * DEPTH, first, barrier);
+    }
+}
+
+/* Panels behind the last one are asked for too: they come as zeros, and are not multiplied. */
+template <int N, int CLUSTER, int PANELS, bool WEIGHT_ROWS>
 __device__ static void produce(const CUtensorMap *rows, const CUtensorMap *columns,
                                const struct matmul &call, const struct matmul_tiles &tiles,
                                uint32_t stages, uint32_t full, uint32_t empty)
 {
-    constexpr int32_t SHARE = N / CLUSTER;
-    const int32_t bytes = matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
+    const int32_t bytes = panel_bytes<N>(tiles.tile_rows);
     const int32_t steps = (call.in + DEPTH - 1) / DEPTH;
     const int32_t tile_count = tiles.row_tiles / CLUSTER * tiles.column_tiles;
     uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
     struct ring ring = {0, 0};
+    const bool once = WEIGHT_ROWS && tiles.column_tiles == 1;
     int32_t ahead = 0; /* stages of the first tile whose weights were asked for before the wait */
 
-    if (WEIGHT_ROWS && (int32_t)blockIdx.x / CLUSTER < tile_count) {
-        struct tile_place place = place_of<CLUSTER, N>(blockIdx.x / CLUSTER, tiles, rank);
-        ahead = min(steps, tiles.stage_count);
+    int32_t tile = blockIdx.x / CLUSTER;
+    struct tile_place place = place_of<CLUSTER, N>(tile, tiles, rank);
+
+    if (WEIGHT_ROWS) {
+        ahead = min((steps + PANELS - 1) / PANELS, tiles.stage_count);
         for (int32_t i = 0; i < ahead; i++) {
-            barrier_expect(full + i * 8, bytes);
-            bulk_load_once(stages + i * bytes + N * ROW_BYTES, rows, i * DEPTH, place.row,
-                           full + i * 8);
+            barrier_expect(full + i * 8, PANELS * bytes);
+            load_rows<N, PANELS>(rows, stages + i * PANELS * bytes, bytes, i * PANELS, place.row,
+                                 full + i * 8, once);
         }
     }
     kernel_wait();
     bulk_see();
-    for (int32_t tile = blockIdx.x / CLUSTER; tile < tile_count; tile += gridDim.x / CLUSTER) {
-        struct tile_place place = place_of<CLUSTER, N>(tile, tiles, rank);
-        for (int32_t i = 0; i < steps; i++, ahead--) {
-            uint32_t stage = stages + ring.stage * bytes, barrier = full + ring.stage * 8;
-            uint32_t target = stage + rank * SHARE * ROW_BYTES;
-            int32_t column = place.column + (int32_t)rank * SHARE;
+    for (;;) {
+        for (int32_t i = 0; i < steps; i += PANELS, ahead--) {
+            uint32_t stage = stages + ring.stage * PANELS * bytes, barrier = full + ring.stage * 8;
             if (ahead <= 0) {
                 barrier_wait(empty + ring.stage * 8, ring.parity ^ 1);
-                barrier_expect(barrier, bytes);
-                if (WEIGHT_ROWS)
-                    bulk_load_once(stage + N * ROW_BYTES, rows, i * DEPTH, place.row, barrier);
-                else
-                    bulk_load(stage + N * ROW_BYTES, rows, i * DEPTH, place.row, barrier);
+                barrier_expect(barrier, PANELS * bytes);
+                load_rows<N, PANELS>(rows, stage, bytes, i, place.row, barrier, once);
             }
-            if (CLUSTER > 1)
-                bulk_load_all(target, columns, i * DEPTH, column, barrier,
-                              (uint16_t)((1 << CLUSTER) - 1));
-            else
-                bulk_load(target, columns, i * DEPTH, column, barrier);
+            load_columns<N, CLUSTER, PANELS>(columns, stage, bytes, i, place.column, rank, barrier);
             ring.next(tiles.stage_count);
         }
+        tile += gridDim.x / CLUSTER;
+        if (tile >= tile_count)
+            return;
+        place = place_of<CLUSTER, N>(tile, tiles, rank);
     }
 }
 
-template <int GROUPS, int N, int CLUSTER, bool WEIGHT_ROWS, bool F32>
-__global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
-    matmul_kernel(const __grid_constant__ CUtensorMap rows,
-                  const __grid_constant__ CUtensorMap columns, struct matmul call,
-                  struct matmul_tiles tiles)
+/* The stages' barriers, and what all threads do before their parts. */
+template <int GROUPS, int CLUSTER>
+__device__ static inline void begin(const CUtensorMap *rows, const CUtensorMap *columns,
+                                    int32_t stage_count, uint32_t full, uint32_t empty)
 {
-    extern __shared__ uint8_t dynamic[];
-    __shared__ alignas(8) uint64_t barrier[2 * STAGES_MAX];
-    uint32_t stages = (shared_address(dynamic) + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
-    uint32_t full = shared_address(barrier), empty = full + STAGES_MAX * 8;
-
     if (threadIdx.x == GROUPS * WARPGROUP) {
-        bulk_prefetch(&rows);
-        bulk_prefetch(&columns);
+        bulk_prefetch(rows);
+        bulk_prefetch(columns);
     }
     if (threadIdx.x == 0) {
-        for (int32_t i = 0; i < tiles.stage_count; i++) {
+        for (int32_t i = 0; i < stage_count; i++) {
             barrier_make(full + i * 8, 1);
             barrier_make(empty + i * 8, GROUPS * WARPGROUP / WARP * CLUSTER);
         }
@@ -94,11 +122,33 @@ __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
     else
         __syncthreads();
     kernel_yield();
+}
 
-    if (threadIdx.x >= GROUPS * WARPGROUP) {
+template <int N> __device__ static inline void clear(float (&sum)[N / 8][4])
+{
+#pragma unroll
+    for (int32_t n = 0; n < N / 8; n++)
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            sum[n][i] = 0.0f;
+}
+
+/* Few tokens: weights are the rows. */
+template <int GROUPS, int N, int CLUSTER, int PANELS, bool F32>
+__global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
+    few_kernel(const __grid_constant__ CUtensorMap rows,
+               const __grid_constant__ CUtensorMap columns, struct matmul call,
+               struct matmul_tiles tiles)
+{
+    extern __shared__ uint8_t dynamic[];
+    __shared__ alignas(8) uint64_t barrier[2 * STAGES_MAX];
+    uint32_t stages = (shared_address(dynamic) + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
+    uint32_t full = shared_address(barrier), empty = full + STAGES_MAX * 8;
+    begin<GROUPS, CLUSTER>(&rows, &columns, tiles.stage_count, full, empty);
+
+    if (group_index() >= GROUPS) {
         if (threadIdx.x == GROUPS * WARPGROUP)
-            produce<GROUPS, N, CLUSTER, WEIGHT_ROWS>(&rows, &columns, call, tiles, stages, full,
-                                                     empty);
+            produce<N, CLUSTER, PANELS, true>(&rows, &columns, call, tiles, stages, full, empty);
     } else {
         const int32_t steps = (call.in + DEPTH - 1) / DEPTH;
         const int32_t tile_count = tiles.row_tiles / CLUSTER * tiles.column_tiles;
@@ -108,21 +158,57 @@ __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
         for (int32_t tile = blockIdx.x / CLUSTER; tile < tile_count; tile += gridDim.x / CLUSTER) {
             float sum[N / 8][4];
             struct tile_place place = place_of<CLUSTER, N>(tile, tiles, rank);
-#pragma unroll
-            for (int32_t n = 0; n < N / 8; n++)
-#pragma unroll
-                for (int32_t i = 0; i < 4; i++)
-                    sum[n][i] = 0.0f;
-            multiply<GROUPS, N, CLUSTER>(sum, ring, tiles, steps, stages, full, empty);
-            if (WEIGHT_ROWS && !F32 && call.gated)
+            clear<N>(sum);
+            multiply<N, CLUSTER, PANELS>(sum, ring, tiles, steps, stages, full, empty);
+            if (!F32 && call.gated)
                 store_gated_turned<N>(sum, call, tiles.tile_rows, place);
-            else if (WEIGHT_ROWS)
-                store_turned<N, F32>(sum, call, tiles.tile_rows, place);
-            else if (call.gated)
-                store_gated<N>(sum, call, place);
             else
-                store<N>(sum, call, place);
+                store_turned<N, F32>(sum, call, tiles.tile_rows, place);
         }
+    }
+    if (CLUSTER > 1)
+        cluster_sync(); /* others still copy into this block, and arrive at its barriers */
+}
+
+/* Many tokens: they are the rows, two warpgroups' full. */
+template <int N, int CLUSTER>
+__global__ void __launch_bounds__(3 * WARPGROUP, 1)
+    many_kernel(const __grid_constant__ CUtensorMap rows,
+                const __grid_constant__ CUtensorMap columns,
+                const __grid_constant__ CUtensorMap out, struct matmul call,
+                struct matmul_tiles tiles)
+{
+    extern __shared__ uint8_t dynamic[];
+    __shared__ alignas(8) uint64_t barrier[2 * STAGES_MAX];
+    uint32_t outlets = (shared_address(dynamic) + SHARED_ALIGN - 1) / SHARED_ALIGN * SHARED_ALIGN;
+    uint32_t stages = outlets + 2 * OUTLET_BYTES;
+    uint32_t full = shared_address(barrier), empty = full + STAGES_MAX * 8;
+    begin<2, CLUSTER>(&rows, &columns, tiles.stage_count, full, empty);
+
+    if (group_index() >= 2) {
+        registers_give<40>();
+        if (threadIdx.x == 2 * WARPGROUP)
+            produce<N, CLUSTER, 1, false>(&rows, &columns, call, tiles, stages, full, empty);
+    } else {
+        const int32_t steps = (call.in + DEPTH - 1) / DEPTH;
+        const int32_t tile_count = tiles.row_tiles / CLUSTER * tiles.column_tiles;
+        uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
+        struct outlet outlet = {&out, outlets + threadIdx.x / WARPGROUP * OUTLET_BYTES, 0};
+        struct ring ring = {0, 0};
+        registers_take<232>();
+        kernel_wait();
+        for (int32_t tile = blockIdx.x / CLUSTER; tile < tile_count; tile += gridDim.x / CLUSTER) {
+            float sum[N / 8][4];
+            struct tile_place place = place_of<CLUSTER, N>(tile, tiles, rank);
+            clear<N>(sum);
+            multiply<N, CLUSTER, 1>(sum, ring, tiles, steps, stages, full, empty);
+            if (call.gated)
+                send<N, true>(sum, call, place, outlet);
+            else
+                send<N, false>(sum, call, place, outlet);
+        }
+        if (threadIdx.x % WARPGROUP == 0)
+            bulk_stored();
     }
     if (CLUSTER > 1)
         cluster_sync(); /* others still copy into this block, and arrive at its barriers */
@@ -130,59 +216,84 @@ __global__ void __launch_bounds__((GROUPS + 1) * WARPGROUP, 1)
 
 /* ---- launches ---- */
 
+/* Of shared memory, besides the stages. */
+static int32_t behind_bytes(int32_t groups, bool weight_rows)
+{
+    return SHARED_ALIGN + groups * (weight_rows ? GROUP_ROWS * ROW_BYTES /* past the last rows */
+                                                : OUTLET_BYTES);
+}
+
 struct matmul_variant {
-    int32_t groups, columns, cluster;
+    int32_t groups, columns, cluster, panels;
     bool weight_rows;
     double step_us; /* one stage of one block, measured on an H100; see estimate */
     void (*launch[2])(struct device *device, const struct matmul &call, /* bf16 and f32 out */
                       const struct matmul_tiles &tiles);
 };
 
-template <int GROUPS, int N, int CLUSTER, bool WEIGHT_ROWS, bool F32>
-static void matmul_launch(struct device *device, const struct matmul &call,
-                          const struct matmul_tiles &tiles)
+/* As many as run at once, or as there is work for. */
+static int32_t block_count(const struct device *device, const struct matmul_tiles &tiles,
+                           int32_t cluster, int32_t shared_bytes)
 {
-    auto kernel = matmul_kernel<GROUPS, N, CLUSTER, WEIGHT_ROWS, F32>;
-    CUtensorMap rows, columns;
-    int32_t stage_bytes = matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
-    int32_t behind = GROUPS * GROUP_ROWS * ROW_BYTES; /* read past the last stage's rows */
-    int32_t shared = tiles.stage_count * stage_bytes + behind + SHARED_ALIGN;
-    int32_t clusters = tiles.row_tiles / CLUSTER * tiles.column_tiles;
-    int32_t most = device->core_count / CLUSTER * (shared <= SHARED_MAX / 2 ? 2 : 1);
-
-    bool mapped =
-        WEIGHT_ROWS
-            ? map_rows(device, &rows, call.weight, call.in, call.in, call.count, tiles.tile_rows) &&
-                  map_rows(device, &columns, call.x, call.x_stride, call.in, call.T, N / CLUSTER)
-            : map_rows(device, &rows, call.x, call.x_stride, call.in, call.T, tiles.tile_rows) &&
-                  map_rows(device, &columns, call.weight, call.in, call.in, call.count,
-                           N / CLUSTER);
-    if (!mapped)
-        return;
-    struct launch_shape shape = {dim3(CLUSTER * (clusters < most ? clusters : most)),
-                                 dim3((GROUPS + 1) * WARPGROUP), (size_t)shared, CLUSTER};
-    launch(device, __func__, kernel, shape, rows, columns, call, tiles);
+    int32_t clusters = tiles.row_tiles / cluster * tiles.column_tiles;
+    int32_t most = device->core_count / cluster * (shared_bytes <= SHARED_MAX / 2 ? 2 : 1);
+    return cluster * (clusters < most ? clusters : most);
 }
 
-#define FEW(groups, columns, cluster, step_us)                                                     \
+template <int GROUPS, int N, int CLUSTER, int PANELS, bool F32>
+static void few_launch(struct device *device, const struct matmul &call,
+                       const struct matmul_tiles &tiles)
+{
+    CUtensorMap rows, columns;
+    int32_t shared =
+        tiles.stage_count * PANELS * panel_bytes<N>(tiles.tile_rows) + behind_bytes(GROUPS, true);
+    if (!map_rows(device, &rows, call.weight, call.in, call.in, call.count, tiles.tile_rows) ||
+        !map_rows(device, &columns, call.x, call.x_stride, call.in, call.T, N / CLUSTER))
+        return;
+    struct launch_shape shape = {dim3(block_count(device, tiles, CLUSTER, shared)),
+                                 dim3((GROUPS + 1) * WARPGROUP), (size_t)shared, CLUSTER};
+    launch(device, __func__, few_kernel<GROUPS, N, CLUSTER, PANELS, F32>, shape, rows, columns,
+           call, tiles);
+}
+
+template <int N, int CLUSTER>
+static void many_launch(struct device *device, const struct matmul &call,
+                        const struct matmul_tiles &tiles)
+{
+    CUtensorMap rows, columns, out;
+    int32_t shared = tiles.stage_count * panel_bytes<N>(tiles.tile_rows) + behind_bytes(2, false);
+    int32_t width = call.gated ? call.count / 2 : call.count;
+    if (!map_rows(device, &rows, call.x, call.x_stride, call.in, call.T, tiles.tile_rows) ||
+        !map_rows(device, &columns, call.weight, call.in, call.in, call.count, N / CLUSTER) ||
+        !map_box(device, &out, call.out, call.out_stride, width, call.T,
+                 outlet_columns(N, call.gated), GROUP_ROWS))
+        return;
+    struct launch_shape shape = {dim3(block_count(device, tiles, CLUSTER, shared)),
+                                 dim3(3 * WARPGROUP), (size_t)shared, CLUSTER};
+    launch(device, __func__, many_kernel<N, CLUSTER>, shape, rows, columns, out, call, tiles);
+}
+
+#define FEW(groups, columns, cluster, panels, step_us)                                             \
     {                                                                                              \
-        groups, columns, cluster, true, step_us,                                                   \
+        groups, columns, cluster, panels, true, step_us,                                           \
         {                                                                                          \
-            matmul_launch<groups, columns, cluster, true, false>,                                  \
-                matmul_launch<groups, columns, cluster, true, true>                                \
+            few_launch<groups, columns, cluster, panels, false>,                                   \
+                few_launch<groups, columns, cluster, panels, true>                                 \
         }                                                                                          \
     }
-#define MANY(groups, columns, cluster, step_us)                                                    \
+#define MANY(columns, cluster, step_us)                                                            \
     {                                                                                              \
-        groups, columns, cluster, false, step_us,                                                  \
+        2, columns, cluster, 1, false, step_us,                                                    \
         {                                                                                          \
-            matmul_launch<groups, columns, cluster, false, false>, NULL                            \
+            many_launch<columns, cluster>, NULL                                                    \
         }                                                                                          \
     }
+/* The narrower the product, the more panels stand between two looks at the barriers. */
 static const struct matmul_variant variants[] = {
-    FEW(1, 8, 1, 0.095),  FEW(1, 16, 1, 0.105), FEW(1, 32, 1, 0.11),   FEW(1, 64, 1, 0.125),
-    FEW(1, 64, 2, 0.14),  FEW(1, 128, 2, 0.17), FEW(2, 128, 2, 0.34),  FEW(1, 256, 2, 0.43),
-    FEW(2, 256, 2, 0.75), MANY(2, 64, 2, 0.26), MANY(2, 128, 2, 0.38), MANY(2, 256, 2, 0.74),
+    FEW(1, 8, 1, 4, 0.073),  FEW(1, 16, 1, 4, 0.073),  FEW(1, 32, 1, 4, 0.073),
+    FEW(1, 64, 1, 2, 0.05),  FEW(1, 128, 1, 1, 0.085), FEW(2, 128, 1, 1, 0.29),
+    FEW(2, 256, 2, 1, 0.65), MANY(64, 2, 0.16),        MANY(128, 2, 0.315),
+    MANY(192, 2, 0.49),      MANY(256, 2, 0.63),
 };
 enum { VARIANTS = sizeof(variants) / sizeof(*variants) };
 
@@ -194,25 +305,32 @@ struct matmul_choice {
     double us; /* estimated */
 };
 
-/* How long it may take: the longer of what the blocks' stages take and of what the memory takes,
- * which idles while the last of several rounds of blocks is not full. Only the order of the
- * estimates counts, and none of it changes a bit of the result. */
+/* How long it may take, of an H100's figures: what the last multiprocessor to end needs for its
+ * products and for what it reads, and what all of them together read from the cache and from
+ * memory. Of these the longest decides, but they overlap the less the nearer they are to each
+ * other. Only the order of the estimates counts, and none of it changes a bit of the result. */
 static double estimate(const struct device *device, const struct matmul_variant *variant,
                        const struct matmul_tiles &tiles, const struct matmul &call)
 {
-    const double memory_bytes_us = 3.0e6, launch_us = 2.0, store_us = 0.5;
+    const double launch_us = 1.6, cluster_us = 0.5, column_us = 0.003, tile_column_us = 0.0028;
+    const double core_bytes_us = 0.175e6, cache_bytes_us = 11.5e6, memory_bytes_us = 2.96e6;
     double cores = device->core_count / variant->cluster * variant->cluster;
     double blocks = (double)tiles.row_tiles * tiles.column_tiles;
-    double rounds = ceil(blocks / cores);
-    double steps = ceil(call.in / (double)DEPTH);
-    /* tiles of fewer rows take as long, nearly, and read by more multiprocessors at once */
-    double step_us = variant->step_us * (0.9 + 0.1 * tiles.tile_rows / (variant->groups * 64.0));
-    double work = rounds * (steps * step_us + store_us);
+    double rounds = ceil(blocks / cores), steps = ceil(call.in / (double)DEPTH);
+    double columns = variant->columns;
+
+    double work = rounds * steps * variant->step_us;
+    double core = rounds * steps * ROW_BYTES * (columns + tiles.tile_rows) / core_bytes_us;
+    double cache = blocks * steps * ROW_BYTES * (columns / variant->cluster + tiles.tile_rows) /
+                   cache_bytes_us;
     double memory =
         ((double)call.count + call.T) * call.in * (double)sizeof(bf16) / memory_bytes_us;
-    if (rounds > 1.0)
-        memory *= sqrt(rounds * cores / blocks);
-    return launch_us + (work > memory ? work + 0.1 * memory : memory + 0.1 * work);
+    if (rounds > 1.0) /* the last one is not full */
+        memory *= pow(rounds * cores / blocks, 0.2);
+    return launch_us + (variant->cluster > 1 ? cluster_us : 0.0) + columns * column_us +
+           cbrt(work * work * work + core * core * core + cache * cache * cache +
+                memory * memory * memory) +
+           rounds * variant->groups * columns * tile_column_us;
 }
 
 static struct matmul_tiles tiles_of(const struct matmul_variant *variant, int32_t tile_rows,
@@ -221,15 +339,26 @@ static struct matmul_tiles tiles_of(const struct matmul_variant *variant, int32_
     struct matmul_tiles tiles = {};
     int32_t rows = variant->weight_rows ? call.count : call.T;
     int32_t columns = variant->weight_rows ? call.T : call.count;
-    int32_t stage = (variant->columns + tile_rows) * ROW_BYTES;
-    int32_t behind = variant->groups * GROUP_ROWS * ROW_BYTES + SHARED_ALIGN;
+    int32_t stage = (variant->columns + tile_rows) * ROW_BYTES * variant->panels;
+    int32_t stages = ceil_div(ceil_div(call.in, DEPTH), variant->panels); /* of a tile */
+    int32_t behind = behind_bytes(variant->groups, variant->weight_rows);
     tiles.tile_rows = tile_rows;
     tiles.row_tiles = padded_to(ceil_div(rows, tile_rows), variant->cluster);
     tiles.column_tiles = ceil_div(columns, variant->columns);
     tiles.stage_count = (SHARED_MAX - behind) / stage;
     if (tiles.stage_count > STAGES_MAX)
         tiles.stage_count = STAGES_MAX;
+    if (tiles.stage_count > stages)
+        tiles.stage_count = stages;
     return tiles;
+}
+
+static bool is_for(const struct matmul_variant *variant, const struct matmul &call)
+{
+    if (variant->launch[call.f32] == NULL)
+        return false;
+    return !variant->weight_rows ||
+           (call.T <= FEW_TOKENS && call.T <= FEW_TILES * variant->columns);
 }
 
 static struct matmul_choice choose(const struct device *device, const struct matmul &call)
@@ -239,12 +368,12 @@ static struct matmul_choice choose(const struct device *device, const struct mat
         const struct matmul_variant *variant = &variants[v];
         int32_t most = variant->groups * GROUP_ROWS;
         int32_t least = variant->groups > 1 ? most : 16;
-        if (variant->weight_rows && call.T > variant->columns)
+        if (!is_for(variant, call))
             continue;
-        if (variant->launch[call.f32] == NULL)
-            continue;
-        for (int32_t rows = most; rows >= least; rows /= 2) {
+        for (int32_t rows = most; rows >= least; rows -= 16) {
             struct matmul_choice choice = {variant, tiles_of(variant, rows, call), 0.0};
+            if (rows < 32 && choice.tiles.column_tiles > 1)
+                continue; /* many small blocks that read the same: slower than its estimate */
             choice.us = estimate(device, variant, choice.tiles, call);
             if (best.variant == NULL || choice.us < best.us)
                 best = choice;

@@ -19,7 +19,7 @@ enum {
     STAGES_MAX = 32,
     SHARED_MAX = 227 * 1024 - 1024, /* without barriers */
     SHARED_ALIGN = 1024,
-    BAND = 16, /* row tiles that are worked on for all columns before the next ones */
+    BAND = 8, /* row tiles that are worked on for all columns before the next ones */
 };
 
 /* What a launch is besides its operands. */
@@ -30,13 +30,11 @@ struct matmul_tiles {
     int32_t stage_count;
 };
 
-template <int GROUPS, int N> struct matmul_stage {
-    static constexpr int32_t COLUMN_BYTES = N * ROW_BYTES;
-    __device__ __host__ static int32_t bytes(int32_t tile_rows)
-    {
-        return COLUMN_BYTES + tile_rows * ROW_BYTES;
-    }
-};
+/* Of a panel: the columns' part, then that of the rows. */
+template <int N> __device__ __host__ static inline int32_t panel_bytes(int32_t tile_rows)
+{
+    return (N + tile_rows) * ROW_BYTES;
+}
 
 /* Where a step of the ring is: stage, and the parity of its use. */
 struct ring {
@@ -71,6 +69,14 @@ __device__ static inline struct tile_place place_of(int32_t index, const struct 
 
 /* ---- consumers ---- */
 
+/* Which warpgroup a thread is of. Through the shuffle the compiler knows it to be one for the warp,
+ * so that operands' addresses stay in registers of the warp: made for each thread and moved there
+ * they take longer than a small product. */
+__device__ static inline uint32_t group_index(void)
+{
+    return __shfl_sync(0xffffffffu, threadIdx.x / WARPGROUP, 0);
+}
+
 /* Says in all blocks of the cluster that this warp has read the stage. */
 template <int CLUSTER> __device__ static inline void release(uint32_t barrier)
 {
@@ -81,26 +87,41 @@ template <int CLUSTER> __device__ static inline void release(uint32_t barrier)
         barrier_arrive_at(barrier, lane);
 }
 
-/* One tile's sums. */
-template <int GROUPS, int N, int CLUSTER>
+/* COUNT panels' products, begun. */
+template <int N, int COUNT>
+__device__ static inline void multiply_panels(float (&sum)[N / 8][4], uint32_t panel, int32_t bytes,
+                                              uint32_t group, bool first)
+{
+    wgmma_hold<N / 8>(sum);
+    wgmma_fence();
+#pragma unroll
+    for (int32_t p = 0; p < COUNT; p++, panel += bytes) {
+        uint64_t b = wgmma_operand(panel, 0);
+        uint64_t a = wgmma_operand(panel + (N + group * GROUP_ROWS) * ROW_BYTES, 0);
+#pragma unroll
+        for (int32_t k = 0; k < DEPTH / 16; k++) /* 32 bytes further in the swizzled rows */
+            wgmma_bf16<N>::multiply(sum, a + k * 2, b + k * 2, !first || p > 0 || k > 0);
+    }
+    wgmma_commit();
+    wgmma_hold<N / 8>(sum);
+}
+
+/* One tile's sums: `steps` panels, PANELS of them a stage. */
+template <int N, int CLUSTER, int PANELS>
 __device__ static inline void multiply(float (&sum)[N / 8][4], struct ring &ring,
                                        const struct matmul_tiles &tiles, int32_t steps,
                                        uint32_t stages, uint32_t full, uint32_t empty)
 {
-    const int32_t bytes = matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
-    uint32_t group = threadIdx.x / WARPGROUP, before = 0;
-    for (int32_t i = 0; i < steps; i++) {
-        uint32_t stage = stages + ring.stage * bytes;
-        uint64_t b = wgmma_operand(stage, 0);
-        uint64_t a = wgmma_operand(stage + (N + group * GROUP_ROWS) * ROW_BYTES, 0);
+    const int32_t bytes = panel_bytes<N>(tiles.tile_rows);
+    uint32_t group = group_index(), before = 0;
+    for (int32_t i = 0; i < steps; i += PANELS) {
+        uint32_t stage = stages + ring.stage * PANELS * bytes;
         barrier_wait(full + ring.stage * 8, ring.parity);
-        wgmma_hold<N / 8>(sum);
-        wgmma_fence();
-#pragma unroll
-        for (int32_t k = 0; k < DEPTH / 16; k++) /* 32 bytes further in the swizzled rows */
-            wgmma_bf16<N>::multiply(sum, a + k * 2, b + k * 2, i > 0 || k > 0);
-        wgmma_commit();
-        wgmma_hold<N / 8>(sum);
+        if (PANELS == 1 || i + PANELS <= steps)
+            multiply_panels<N, PANELS>(sum, stage, bytes, group, i == 0);
+        else
+            for (int32_t p = 0; p < steps - i; p++)
+                multiply_panels<N, 1>(sum, stage + p * bytes, bytes, group, i + p == 0);
         wgmma_wait_but<1>();
         if (i > 0)
             release<CLUSTER>(empty + before * 8);
@@ -188,103 +209,30 @@ __device__ static inline void store_turned(const float (&sum)[N / 8][4], const s
     }
 }
 
-/* Four threads have four pieces each, piece j of tile j; now each has a tile's four pieces. */
-__device__ static inline void exchange(uint32_t (&piece)[4])
-{
-    bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-#pragma unroll
-    for (int32_t i = 0; i < 4; i += 2) {
-        uint32_t other = __shfl_xor_sync(0xffffffffu, odd ? piece[i] : piece[i + 1], 1);
-        piece[i] = odd ? other : piece[i];
-        piece[i + 1] = odd ? piece[i + 1] : other;
-    }
-#pragma unroll
-    for (int32_t i = 0; i < 2; i++) {
-        uint32_t other = __shfl_xor_sync(0xffffffffu, upper ? piece[i] : piece[i + 2], 2);
-        piece[i] = upper ? other : piece[i];
-        piece[i + 2] = upper ? piece[i + 2] : other;
-    }
-}
-
-/* Rows are tokens, columns outputs. Sixteen bytes of a thread. */
-template <int N>
-__device__ static inline void store(const float (&sum)[N / 8][4], const struct matmul &call,
-                                    struct tile_place place)
-{
-    int32_t lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int32_t n = 0; n < N / 8; n += 4) {
-        int32_t output = place.column + n * 8;
-        float2 bias[4];
-#pragma unroll
-        for (int32_t j = 0; j < 4; j++) {
-            int32_t own = output + j * 8 + 2 * t;
-            bias[j] = call.bias != NULL && own < call.count ? *(const float2 *)(call.bias + own)
-                                                            : make_float2(0.0f, 0.0f);
-        }
-#pragma unroll
-        for (int32_t half = 0; half < 2; half++) {
-            int32_t token = place.row + threadIdx.x / WARP * 16 + half * 8 + g;
-            uint32_t piece[4];
-#pragma unroll
-            for (int32_t j = 0; j < 4; j++)
-                piece[j] = pack_bf16(finished(sum[n + j][2 * half], bias[j].x, call.softcap),
-                                     finished(sum[n + j][2 * half + 1], bias[j].y, call.softcap));
-            exchange(piece);
-            if (token < call.T && output + t * 8 < call.count)
-                *(uint4 *)((bf16 *)call.out + token * call.out_stride + output + t * 8) =
-                    make_uint4(piece[0], piece[1], piece[2], piece[3]);
-        }
-    }
-}
-
-/* The same of a gated weight: of neighbouring eights of columns, one is gate and one up. */
-template <int N>
-__device__ static inline void store_gated(const float (&sum)[N / 8][4], const struct matmul &call,
-                                          struct tile_place place)
-{
-    int32_t lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
-#pragma unroll
-    for (int32_t n = 0; n < N / 8; n += 8) {
-        int32_t output = (place.column + n * 8) / 2;
-#pragma unroll
-        for (int32_t half = 0; half < 2; half++) {
-            int32_t token = place.row + threadIdx.x / WARP * 16 + half * 8 + g;
-            uint32_t piece[4];
-#pragma unroll
-            for (int32_t j = 0; j < 4; j++) {
-                int32_t own = place.column + (n + 2 * j) * 8 + 2 * t, m = n + 2 * j;
-                bool biased = call.bias != NULL && own < call.count;
-                float2 gate = biased ? *(const float2 *)(call.bias + own) : make_float2(0, 0);
-                float2 up = biased ? *(const float2 *)(call.bias + own + 8) : make_float2(0, 0);
-                piece[j] = pack_bf16(activate(call.act, sum[m][2 * half] + gate.x) *
-                                         (sum[m + 1][2 * half] + up.x),
-                                     activate(call.act, sum[m][2 * half + 1] + gate.y) *
-                                         (sum[m + 1][2 * half + 1] + up.y));
-            }
-            exchange(piece);
-            if (token < call.T && output + t * 8 < call.count / 2)
-                *(uint4 *)((bf16 *)call.out + token * call.out_stride + output + t * 8) =
-                    make_uint4(piece[0], piece[1], piece[2], piece[3]);
-        }
-    }
-}
-
 /* ---- launches ---- */
 
 /* Boxes of box_rows rows and DEPTH columns of [rows, width]. */
-static inline bool map_rows(struct device *device, CUtensorMap *map, const void *data,
-                            int64_t stride, int32_t width, int32_t rows, int32_t box_rows)
+static inline bool map_box(struct device *device, CUtensorMap *map, const void *data,
+                           int64_t stride, int32_t width, int32_t rows, int32_t box_columns,
+                           int32_t box_rows)
 {
     auto encode = (PFN_cuTensorMapEncodeTiled_v12000)device->encode;
     const cuuint64_t sizes[] = {(cuuint64_t)width, (cuuint64_t)rows};
     const cuuint64_t strides[] = {(cuuint64_t)stride * sizeof(bf16)};
-    const cuuint32_t box[] = {DEPTH, (cuuint32_t)box_rows}, steps[] = {1, 1};
-    CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides,
-                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    const cuuint32_t box[] = {(cuuint32_t)box_columns, (cuuint32_t)box_rows}, steps[] = {1, 1};
+    CUresult result =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE,
+               box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return cuda_check(device, result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue,
                       __func__);
+}
+
+static inline bool map_rows(struct device *device, CUtensorMap *map, const void *data,
+                            int64_t stride, int32_t width, int32_t rows, int32_t box_rows)
+{
+    return map_box(device, map, data, stride, width, rows, DEPTH, box_rows);
 }
 
 static inline int32_t padded_to(int32_t value, int32_t unit)

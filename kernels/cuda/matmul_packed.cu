@@ -277,7 +277,7 @@ __device__ static void produce_packed(const CUtensorMap *columns,
 {
     constexpr int32_t UNITS = packed_ring<GROUPS>::UNITS;
     constexpr int32_t PRODUCERS = packed_ring<GROUPS>::PRODUCERS;
-    const int32_t bytes = matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
+    const int32_t bytes = panel_bytes<N>(tiles.tile_rows);
     const int32_t unit_count = (call.in + weight.unit_values - 1) / weight.unit_values;
     const int32_t raw_bytes = tiles.tile_rows * weight.raw_stride;
     int32_t thread = threadIdx.x - GROUPS * WARPGROUP, own = thread / WARPGROUP, turn = 0;
@@ -335,8 +335,8 @@ __global__ void __launch_bounds__(packed_ring<GROUPS>::THREADS, 1)
     barriers.empty = barriers.full + STAGES_MAX * 8;
     barriers.raw = barriers.empty + STAGES_MAX * 8;
     int32_t behind = GROUPS * GROUP_ROWS * ROW_BYTES;
-    const uint8_t *raw = dynamic + (stages - first) + behind +
-                         tiles.stage_count * matmul_stage<GROUPS, N>::bytes(tiles.tile_rows);
+    const uint8_t *raw =
+        dynamic + (stages - first) + behind + tiles.stage_count * panel_bytes<N>(tiles.tile_rows);
 
     if (threadIdx.x == 0) {
         for (int32_t i = 0; i < tiles.stage_count; i++) {
@@ -364,8 +364,8 @@ __global__ void __launch_bounds__(packed_ring<GROUPS>::THREADS, 1)
 #pragma unroll
             for (int32_t i = 0; i < 4; i++)
                 sum[n][i] = 0.0f;
-        multiply<GROUPS, N, 1>(sum, ring, tiles, (call.in + DEPTH - 1) / DEPTH, stages,
-                               barriers.full, barriers.empty);
+        multiply<N, 1, 1>(sum, ring, tiles, (call.in + DEPTH - 1) / DEPTH, stages, barriers.full,
+                          barriers.empty);
         store_turned<N, F32>(sum, call, tiles.tile_rows, place_of<1, N>(tile, tiles, 0));
     }
 }
@@ -379,7 +379,7 @@ static void packed_launch(struct device *device, const struct packed_weight &wei
     auto kernel = matmul_packed_kernel<GROUPS, N, F32>;
     struct matmul_tiles tiles = {};
     CUtensorMap columns;
-    int32_t stage_bytes = matmul_stage<GROUPS, N>::bytes(tile_rows);
+    int32_t stage_bytes = panel_bytes<N>(tile_rows);
     int32_t raw_bytes = packed_ring<GROUPS>::UNITS * tile_rows * weight.raw_stride;
     int32_t fixed = GROUPS * GROUP_ROWS * ROW_BYTES + SHARED_ALIGN + raw_bytes;
     tiles.tile_rows = tile_rows;

@@ -84,6 +84,24 @@ template <> struct wgmma_bf16<128> {
     }
 };
 
+template <> struct wgmma_bf16<192> {
+    __device__ static inline void multiply(float (&d)[24][4], uint64_t a, uint64_t b, int32_t add)
+    {
+        asm volatile(
+            "{.reg .pred p; setp.ne.b32 p, %98, 0; "
+            "wgmma.mma_async.sync.aligned.m64n192k16.f32.bf16.bf16 "
+            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+            "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+            "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+            "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+            "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+            "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
+            "%96, %97, p, 1, 1, 0, 0;}"
+            : ACCUMULATORS_16(0), ACCUMULATORS_4(16), ACCUMULATORS_4(20)
+            : "l"(a), "l"(b), "r"(add));
+    }
+};
+
 template <> struct wgmma_bf16<256> {
     __device__ static inline void multiply(float (&d)[32][4], uint64_t a, uint64_t b, int32_t add)
     {
