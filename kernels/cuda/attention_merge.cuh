@@ -1,15 +1,17 @@
-/* What the partials of a row become: a slot for each, the merge that folds them, the quotient. */
+/* What the partials of a row become: slots for what is not one item, merges that fold them, the
+ * quotient. */
 #ifndef KERNELS_CUDA_ATTENTION_MERGE_CUH
 #define KERNELS_CUDA_ATTENTION_MERGE_CUH
 
-#include "kernels/cuda/attention_body.cuh"
+#include "kernels/cuda/attention_ring.cuh"
 
-/* Where a partial of a tile goes. */
+/* Where an item's result goes, [NARROW_ROWS, C] values, then [NARROW_ROWS] maxima and sums; of a
+ * merge, the first item's. */
 template <int C>
 __device__ static inline float *slot_of(const struct attention_call &call,
-                                        const struct attention_tile &tile, int32_t partial)
+                                        const struct attention_tile &tile)
 {
-    int64_t slot = (int64_t)(tile.item.slot + partial) * call.args.kv_head_count + tile.kv_head;
+    int64_t slot = (int64_t)tile.item.slot * call.args.kv_head_count + tile.kv_head;
     return call.work.partial + slot * (NARROW_ROWS * (C + 2));
 }
 
@@ -50,47 +52,183 @@ __device__ static inline uint32_t quotient_pair(float low, float high,
     return pack_bf16(quotient(low, by.factor, by.sum), quotient(high, by.factor, by.sum));
 }
 
-enum { MERGE_THREADS = 256, MERGE_AHEAD = 16 /* partials on their way */ };
+/* ---- slots ---- */
 
-/* Folds the partials of a tile in their order and puts out the rows: two columns a thread. */
-template <int C>
-__device__ static inline void merge_tile(const struct attention_call &call,
-                                         const struct attention_tile &tile)
+/* A word of a slot is empty between launches, and what an item puts there never looks so: no sum
+ * or product has these bits. So a word tells by itself that it has come: no fence, which would wait
+ * for all copies on their way, no counter, and no kernel behind this one. Who takes a word leaves
+ * it empty. The takers are blocks that have no items left, and all blocks of the launch have room
+ * at once. */
+enum { SLOT_EMPTY = -1, MERGE_AHEAD = 8 /* chunks of a thread on their way */ };
+
+/* Whole for each of its words, not for their order. */
+__device__ static inline uint4 slot_look(const float *word)
 {
-    const float *slot = slot_of<C>(call, tile, tile.item.partial);
-    int64_t stride = (int64_t)call.args.kv_head_count * (NARROW_ROWS * (C + 2));
-    int32_t count = tile.item.partial_count;
-    for (int32_t i = threadIdx.x; i < tile.count * (C / 2); i += MERGE_THREADS) {
-        int32_t r = i / (C / 2), column = i % (C / 2) * 2;
-        struct query_row row = row_of(call, tile, r);
-        struct row_total total = {-CUDART_INF_F, 0.0f};
-        float2 value = {0.0f, 0.0f};
-#pragma unroll 1
-        for (int32_t first = 0; first < count; first += MERGE_AHEAD) {
-            float2 partial[MERGE_AHEAD], state[MERGE_AHEAD];
-#pragma unroll
-            for (int32_t p = 0; p < MERGE_AHEAD; p++) {
-                if (first + p >= count)
-                    break;
-                const float *source = slot + (first + p) * stride;
-                partial[p] = __ldcg((const float2 *)(source + r * C + column));
-                state[p] = __ldcg((const float2 *)(source + NARROW_ROWS * C + 2 * r));
-            }
-#pragma unroll
-            for (int32_t p = 0; p < MERGE_AHEAD; p++) {
-                if (first + p >= count)
-                    break;
-                float2 factor = partial_factors(total.maximum, state[p].x);
-                total.sum = partial_fold(total.sum, state[p].y, factor);
-                value.x = partial_fold(value.x, partial[p].x, factor);
-                value.y = partial_fold(value.y, partial[p].y, factor);
-            }
-        }
-        const float *sinks = call.args.sinks;
-        float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
-        *(uint32_t *)(row.out + column) =
-            quotient_pair(value.x, value.y, quotient_of(total.sum, factor));
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(word)
+                 : "memory");
+    return v;
+}
+
+__device__ static inline bool slot_is_full(uint4 v)
+{
+    return (v.x != (uint32_t)SLOT_EMPTY) & (v.y != (uint32_t)SLOT_EMPTY) &
+           (v.z != (uint32_t)SLOT_EMPTY) & (v.w != (uint32_t)SLOT_EMPTY);
+}
+
+__device__ static inline void slot_clear(float *word)
+{
+    asm volatile("st.relaxed.gpu.global.v4.b32 [%0], {%1, %1, %1, %1};" ::"l"(word), "r"(SLOT_EMPTY)
+                 : "memory");
+}
+
+__device__ static inline void slot_put(float *word, float a, float b)
+{
+    asm volatile("st.relaxed.gpu.global.v2.f32 [%0], {%1, %2};" ::"l"(word), "f"(a), "f"(b)
+                 : "memory");
+}
+
+/* A row's maximum and sum. */
+__device__ static inline float2 slot_take_state(float *word)
+{
+    uint32_t a, b;
+    do
+        asm volatile("ld.relaxed.gpu.global.v2.b32 {%0, %1}, [%2];"
+                     : "=r"(a), "=r"(b)
+                     : "l"(word)
+                     : "memory");
+    while (a == (uint32_t)SLOT_EMPTY || b == (uint32_t)SLOT_EMPTY);
+    slot_put(word, __int_as_float(SLOT_EMPTY), __int_as_float(SLOT_EMPTY));
+    return {__uint_as_float(a), __uint_as_float(b)};
+}
+
+/* ---- merges ---- */
+
+/* Up to ROWS rows of a tile whose partials are folded at once, four columns a thread. They lie
+ * beside each other in a slot. */
+template <int C, int ROWS> struct merge_shape {
+    static constexpr int32_t ROW_CHUNKS = C / 4; /* of 16 bytes */
+    static constexpr int32_t CHUNKS = ROWS * ROW_CHUNKS;
+    static constexpr int32_t SLOTS = /* that there is room for in what was the ring */
+        narrow_shape<C>::STAGES * page_tile<C>::BYTES / (CHUNKS * 16 + ROWS * 8);
+    static_assert(CHUNKS <= NARROW_THREADS, "a chunk a thread");
+};
+template <int C> __host__ __device__ static constexpr int32_t merge_rows_max(void)
+{
+    return NARROW_THREADS * 4 / C < NARROW_ROWS ? NARROW_THREADS * 4 / C : (int)NARROW_ROWS;
+}
+
+/* Takes `slots` slots' rows to shared memory: values, [SLOTS][CHUNKS], and states, [SLOTS][ROWS].
+ */
+template <int C, int ROWS>
+__device__ static inline void merge_take(float4 *value, float2 *state, float *slot, int64_t stride,
+                                         int32_t slots, int32_t first, int32_t rows)
+{
+    using shape = merge_shape<C, ROWS>;
+    int32_t count = slots * shape::CHUNKS, thread = threadIdx.x;
+    for (int32_t i = thread; i < slots * ROWS; i += NARROW_THREADS) {
+        float *own = slot + i / ROWS * stride + NARROW_ROWS * C + 2 * (first + i % ROWS);
+        if (i % ROWS < rows)
+            state[i] = slot_take_state(own);
     }
+#pragma unroll 1
+    for (int32_t base = thread; base < count; base += MERGE_AHEAD * NARROW_THREADS) {
+        uint4 v[MERGE_AHEAD];
+        float *own[MERGE_AHEAD];
+#pragma unroll
+        for (int32_t k = 0; k < MERGE_AHEAD; k++) {
+            int32_t i = base + k * NARROW_THREADS, chunk = i % shape::CHUNKS;
+            bool there = i < count && chunk < rows * shape::ROW_CHUNKS;
+            own[k] = there ? slot + i / shape::CHUNKS * stride + first * C + chunk * 4 : NULL;
+            if (there)
+                v[k] = slot_look(own[k]);
+        }
+#pragma unroll
+        for (int32_t k = 0; k < MERGE_AHEAD; k++) {
+            if (own[k] == NULL)
+                continue;
+            while (!slot_is_full(v[k]))
+                v[k] = slot_look(own[k]);
+            slot_clear(own[k]);
+            ((uint4 *)value)[base + k * NARROW_THREADS] = v[k];
+        }
+    }
+}
+
+/* Folds rows first .. first + rows - 1 of a tile, slot after slot, and puts them out. */
+template <int C, int ROWS>
+__device__ static inline void
+merge_rows(narrow_shared<C> &shared, const struct attention_call &call,
+           const struct attention_tile &tile, int32_t first, int32_t rows)
+{
+    using shape = merge_shape<C, ROWS>;
+    float *slot = slot_of<C>(call, tile);
+    int64_t stride = (int64_t)call.args.kv_head_count * (NARROW_ROWS * (C + 2));
+    float4 *value = (float4 *)shared.stage, all = {0.0f, 0.0f, 0.0f, 0.0f};
+    float2 *state = (float2 *)(value + shape::SLOTS * shape::CHUNKS);
+    struct row_total total = {-CUDART_INF_F, 0.0f};
+    int32_t thread = threadIdx.x, r = thread / shape::ROW_CHUNKS, count = tile.item.partial_count;
+#pragma unroll 1
+    for (int32_t done = 0; done < count; done += shape::SLOTS) {
+        int32_t slots = min(count - done, shape::SLOTS);
+        narrow_sync(); /* nobody reads what was there */
+        merge_take<C, ROWS>(value, state, slot + done * stride, stride, slots, first, rows);
+        narrow_sync();
+#pragma unroll 4
+        for (int32_t s = 0; s < slots; s++) {
+            float4 partial = value[s * shape::CHUNKS + min(thread, shape::CHUNKS - 1)];
+            float2 own = state[s * ROWS + min(r, ROWS - 1)];
+            float2 factor = partial_factors(total.maximum, own.x);
+            total.sum = partial_fold(total.sum, own.y, factor);
+            all.x = partial_fold(all.x, partial.x, factor);
+            all.y = partial_fold(all.y, partial.y, factor);
+            all.z = partial_fold(all.z, partial.z, factor);
+            all.w = partial_fold(all.w, partial.w, factor);
+        }
+    }
+    if (r >= rows)
+        return;
+    struct query_row row = row_of(call, tile, first + r);
+    const float *sinks = call.args.sinks;
+    float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
+    struct row_quotient by = quotient_of(total.sum, factor);
+    uint32_t *out = (uint32_t *)(row.out + thread % shape::ROW_CHUNKS * 4);
+    out[0] = quotient_pair(all.x, all.y, by);
+    out[1] = quotient_pair(all.z, all.w, by);
+}
+
+/* The block's share of merges, ROWS rows of a tile and kv head at a time. */
+template <int C, int ROWS>
+__device__ static inline void merge_share(narrow_shared<C> &shared,
+                                          const struct attention_call &call)
+{
+    const struct attention_plan plan = *call.work.plan;
+    int32_t tiles = plan.merge_count * call.args.kv_head_count;
+    int32_t count = tiles * ((plan.merge_rows + ROWS - 1) / ROWS);
+    for (int32_t i = blockIdx.x; i < count; i += gridDim.x) {
+        int32_t first = i / tiles * ROWS, index = i % tiles, heads = call.args.kv_head_count;
+        struct attention_tile tile =
+            tile_of(call, call.work.merge[index / heads], index % heads, NARROW_ROWS);
+        int32_t rows = min(tile.count - first, ROWS);
+        if (rows > 0)
+            merge_rows<C, ROWS>(shared, call, tile, first, rows);
+    }
+}
+
+/* What the step's tiles that are several items come to. By the warps that compute, when the block
+ * has no items left: row by row where that keeps blocks busy, else several rows at once. */
+template <int C>
+__device__ static inline void narrow_merge(narrow_shared<C> &shared,
+                                           const struct attention_call &call)
+{
+    const struct attention_plan plan = *call.work.plan;
+    int32_t rows = plan.merge_count * call.args.kv_head_count * plan.merge_rows;
+    if (rows > (int32_t)gridDim.x)
+        merge_share<C, merge_rows_max<C>()>(shared, call);
+    else if (rows > 0)
+        merge_share<C, 1>(shared, call);
 }
 
 #endif
