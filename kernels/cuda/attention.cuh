@@ -52,8 +52,8 @@ struct alignas(16) attention_item {
     int32_t slot;          /* where its result goes, unless it has all; of a merge, the first */
 };
 
-/* On the device. Wide items stand first. */
-struct attention_plan {
+/* On the device. */
+struct alignas(16) attention_plan {
     int32_t wide_count;
     int32_t narrow_count;
     int32_t merge_count; /* tiles that are several items */

@@ -59,7 +59,7 @@ __device__ static inline uint32_t quotient_pair(float low, float high,
  * for all copies on their way, no counter, and no kernel behind this one. Who takes a word leaves
  * it empty. The takers are blocks that have no items left, and all blocks of the launch have room
  * at once. */
-enum { SLOT_EMPTY = -1, MERGE_AHEAD = 8 /* chunks of a thread on their way */ };
+enum { SLOT_EMPTY = -1, MERGE_AHEAD = 12 /* chunks of a thread on their way */ };
 
 /* Whole for each of its words, not for their order. */
 __device__ static inline uint4 slot_look(const float *word)
@@ -106,129 +106,207 @@ __device__ static inline float2 slot_take_state(float *word)
 
 /* ---- merges ---- */
 
-/* Up to ROWS rows of a tile whose partials are folded at once, four columns a thread. They lie
- * beside each other in a slot. */
+/* Up to ROWS rows of a tile whose partials are folded at once. They lie beside each other in a
+ * slot. What was the ring holds what is taken of SLOTS slots. */
 template <int C, int ROWS> struct merge_shape {
-    static constexpr int32_t ROW_CHUNKS = C / 4; /* of 16 bytes */
-    static constexpr int32_t CHUNKS = ROWS * ROW_CHUNKS;
-    static constexpr int32_t SLOTS = /* that there is room for in what was the ring */
-        narrow_shape<C>::STAGES * page_tile<C>::BYTES / (CHUNKS * 16 + ROWS * 8);
-    static_assert(CHUNKS <= NARROW_THREADS, "a chunk a thread");
+    static constexpr int32_t COLUMNS = ROWS == 1 ? 2 : 4; /* a thread's */
+    static constexpr int32_t ROW_THREADS = C / COLUMNS;
+    static constexpr int32_t CHUNKS = ROWS * C / 4; /* of 16 bytes, of a slot */
+    static constexpr int32_t SLOTS =
+        narrow_shape<C>::STAGES * page_tile<C>::BYTES / (CHUNKS * 16 + ROWS * 16);
+    static_assert(ROWS * ROW_THREADS <= NARROW_THREADS, "a thread for all columns");
 };
 template <int C> __host__ __device__ static constexpr int32_t merge_rows_max(void)
 {
     return NARROW_THREADS * 4 / C < NARROW_ROWS ? NARROW_THREADS * 4 / C : (int)NARROW_ROWS;
 }
 
-/* Takes `slots` slots' rows to shared memory: values, [SLOTS][CHUNKS], and states, [SLOTS][ROWS].
- */
+template <int C, int ROWS> struct merge_shared {
+    uint4 value[merge_shape<C, ROWS>::SLOTS][merge_shape<C, ROWS>::CHUNKS];
+    float4 state[merge_shape<C, ROWS>::SLOTS][ROWS]; /* maximum, sum; see merge_factors */
+};
+
+/* What is merged: rows first .. first + rows - 1 of a tile, from `slot` on. */
+struct merge_rows {
+    float *slot;
+    int64_t stride; /* of slots */
+    int32_t first, rows;
+};
+
+/* Takes `slots` slots' rows. */
 template <int C, int ROWS>
-__device__ static inline void merge_take(float4 *value, float2 *state, float *slot, int64_t stride,
-                                         int32_t slots, int32_t first, int32_t rows)
+__device__ static inline void merge_take(merge_shared<C, ROWS> &shared, const merge_rows &merge,
+                                         int32_t slots)
 {
-    using shape = merge_shape<C, ROWS>;
-    int32_t count = slots * shape::CHUNKS, thread = threadIdx.x;
-    for (int32_t i = thread; i < slots * ROWS; i += NARROW_THREADS) {
-        float *own = slot + i / ROWS * stride + NARROW_ROWS * C + 2 * (first + i % ROWS);
-        if (i % ROWS < rows)
-            state[i] = slot_take_state(own);
-    }
+    constexpr int32_t CHUNKS = merge_shape<C, ROWS>::CHUNKS;
+    int32_t count = slots * CHUNKS, there = merge.rows * (C / 4), thread = threadIdx.x;
+    float *values = merge.slot + merge.first * C;
+    float *states = merge.slot + NARROW_ROWS * C + 2 * merge.first;
 #pragma unroll 1
     for (int32_t base = thread; base < count; base += MERGE_AHEAD * NARROW_THREADS) {
         uint4 v[MERGE_AHEAD];
-        float *own[MERGE_AHEAD];
 #pragma unroll
         for (int32_t k = 0; k < MERGE_AHEAD; k++) {
-            int32_t i = base + k * NARROW_THREADS, chunk = i % shape::CHUNKS;
-            bool there = i < count && chunk < rows * shape::ROW_CHUNKS;
-            own[k] = there ? slot + i / shape::CHUNKS * stride + first * C + chunk * 4 : NULL;
-            if (there)
-                v[k] = slot_look(own[k]);
+            int32_t i = base + k * NARROW_THREADS;
+            if (i < count && i % CHUNKS < there)
+                v[k] = slot_look(values + i / CHUNKS * merge.stride + i % CHUNKS * 4);
         }
 #pragma unroll
         for (int32_t k = 0; k < MERGE_AHEAD; k++) {
-            if (own[k] == NULL)
+            int32_t i = base + k * NARROW_THREADS;
+            if (i >= count || i % CHUNKS >= there)
                 continue;
+            float *own = values + i / CHUNKS * merge.stride + i % CHUNKS * 4;
             while (!slot_is_full(v[k]))
-                v[k] = slot_look(own[k]);
-            slot_clear(own[k]);
-            ((uint4 *)value)[base + k * NARROW_THREADS] = v[k];
+                v[k] = slot_look(own);
+            slot_clear(own);
+            shared.value[i / CHUNKS][i % CHUNKS] = v[k];
+        }
+    }
+    for (int32_t i = thread; i < slots * ROWS; i += NARROW_THREADS) {
+        if (i % ROWS >= merge.rows)
+            continue;
+        float2 state = slot_take_state(states + i / ROWS * merge.stride + i % ROWS * 2);
+        shared.state[i / ROWS][i % ROWS] = {state.x, state.y, 0.0f, 0.0f};
+    }
+}
+
+/* The factors of all slots of a row at once, by the lanes of a warp: a state becomes two factors,
+ * the slot's sum, and the maximum up to there. Returns the last one. */
+template <int C, int ROWS>
+__device__ static inline float merge_factors(merge_shared<C, ROWS> &shared, int32_t r,
+                                             int32_t slots, float maximum)
+{
+    int32_t lane = threadIdx.x % WARP;
+#pragma unroll 1
+    for (int32_t base = 0; base < slots; base += WARP) {
+        bool there = base + lane < slots;
+        float4 state = there ? shared.state[base + lane][r] : make_float4(-CUDART_INF_F, 0, 0, 0);
+        float all = state.x;
+#pragma unroll
+        for (int32_t step = 1; step < WARP; step *= 2) {
+            float other = __shfl_up_sync(0xffffffffu, all, step);
+            all = lane >= step ? fmaxf(other, all) : all;
+        }
+        float before = __shfl_up_sync(0xffffffffu, all, 1);
+        before = lane == 0 ? maximum : fmaxf(maximum, before);
+        float both = before;
+        float2 factor = partial_factors(both, state.x);
+        if (there)
+            shared.state[base + lane][r] = {factor.x, factor.y, state.y, both};
+        maximum = fmaxf(maximum, __shfl_sync(0xffffffffu, all, WARP - 1));
+    }
+    return maximum;
+}
+
+/* Of up to two rows a warp. */
+template <int C, int ROWS>
+__device__ static inline void merge_prepare(merge_shared<C, ROWS> &shared, int32_t rows,
+                                            int32_t slots, float (&maximum)[2])
+{
+    static_assert(ROWS <= 2 * NARROW_WARPS, "two rows a warp");
+    int32_t warp = threadIdx.x / WARP;
+    if (warp < rows)
+        maximum[0] = merge_factors<C, ROWS>(shared, warp, slots, maximum[0]);
+    if (ROWS > NARROW_WARPS && warp + NARROW_WARPS < rows)
+        maximum[1] = merge_factors<C, ROWS>(shared, warp + NARROW_WARPS, slots, maximum[1]);
+}
+
+/* A thread's columns of a row. */
+template <int COLUMNS> struct merge_state {
+    struct row_total total;
+    float value[COLUMNS];
+};
+
+template <int C, int ROWS>
+__device__ static inline void merge_fold(merge_state<merge_shape<C, ROWS>::COLUMNS> &state,
+                                         const merge_shared<C, ROWS> &shared, int32_t r,
+                                         int32_t column, int32_t slots)
+{
+    constexpr int32_t COLUMNS = merge_shape<C, ROWS>::COLUMNS;
+#pragma unroll 8
+    for (int32_t s = 0; s < slots; s++) {
+        float4 own = shared.state[s][r];
+        const float *partial = (const float *)shared.value[s] + r * C + column;
+        float2 factor = {own.x, own.y};
+        state.total.sum = partial_fold(state.total.sum, own.z, factor);
+        state.total.maximum = own.w;
+#pragma unroll
+        for (int32_t i = 0; i < COLUMNS; i += 2) {
+            float2 two = *(const float2 *)(partial + i);
+            state.value[i] = partial_fold(state.value[i], two.x, factor);
+            state.value[i + 1] = partial_fold(state.value[i + 1], two.y, factor);
         }
     }
 }
 
-/* Folds rows first .. first + rows - 1 of a tile, slot after slot, and puts them out. */
+/* Folds the rows, slot after slot, and puts them out. */
 template <int C, int ROWS>
-__device__ static inline void
-merge_rows(narrow_shared<C> &shared, const struct attention_call &call,
-           const struct attention_tile &tile, int32_t first, int32_t rows)
+__device__ static inline void merge_out(narrow_shared<C> &shared, const struct attention_call &call,
+                                        const struct attention_tile &tile, struct merge_rows merge)
 {
     using shape = merge_shape<C, ROWS>;
-    float *slot = slot_of<C>(call, tile);
-    int64_t stride = (int64_t)call.args.kv_head_count * (NARROW_ROWS * (C + 2));
-    float4 *value = (float4 *)shared.stage, all = {0.0f, 0.0f, 0.0f, 0.0f};
-    float2 *state = (float2 *)(value + shape::SLOTS * shape::CHUNKS);
-    struct row_total total = {-CUDART_INF_F, 0.0f};
-    int32_t thread = threadIdx.x, r = thread / shape::ROW_CHUNKS, count = tile.item.partial_count;
+    auto &own = *reinterpret_cast<merge_shared<C, ROWS> *>(shared.stage);
+    static_assert(sizeof(own) <= sizeof(shared.stage), "SLOTS of them fit");
+    int32_t thread = threadIdx.x, r = thread / shape::ROW_THREADS;
+    int32_t column = thread % shape::ROW_THREADS * shape::COLUMNS;
+    merge_state<shape::COLUMNS> state = {{-CUDART_INF_F, 0.0f}, {}};
+    float maximum[2] = {-CUDART_INF_F, -CUDART_INF_F};
 #pragma unroll 1
-    for (int32_t done = 0; done < count; done += shape::SLOTS) {
-        int32_t slots = min(count - done, shape::SLOTS);
+    for (int32_t left = tile.item.partial_count; left > 0; left -= shape::SLOTS) {
+        int32_t slots = min(left, shape::SLOTS);
         narrow_sync(); /* nobody reads what was there */
-        merge_take<C, ROWS>(value, state, slot + done * stride, stride, slots, first, rows);
+        merge_take<C, ROWS>(own, merge, slots);
         narrow_sync();
-#pragma unroll 4
-        for (int32_t s = 0; s < slots; s++) {
-            float4 partial = value[s * shape::CHUNKS + min(thread, shape::CHUNKS - 1)];
-            float2 own = state[s * ROWS + min(r, ROWS - 1)];
-            float2 factor = partial_factors(total.maximum, own.x);
-            total.sum = partial_fold(total.sum, own.y, factor);
-            all.x = partial_fold(all.x, partial.x, factor);
-            all.y = partial_fold(all.y, partial.y, factor);
-            all.z = partial_fold(all.z, partial.z, factor);
-            all.w = partial_fold(all.w, partial.w, factor);
-        }
+        merge_prepare<C, ROWS>(own, merge.rows, slots, maximum);
+        narrow_sync();
+        if (r < merge.rows)
+            merge_fold<C, ROWS>(state, own, r, column, slots);
+        merge.slot += slots * merge.stride;
     }
-    if (r >= rows)
+    if (r >= merge.rows)
         return;
-    struct query_row row = row_of(call, tile, first + r);
+    struct query_row row = row_of(call, tile, merge.first + r);
     const float *sinks = call.args.sinks;
-    float factor = with_sink(total, sinks == NULL ? NULL : sinks + row.head);
-    struct row_quotient by = quotient_of(total.sum, factor);
-    uint32_t *out = (uint32_t *)(row.out + thread % shape::ROW_CHUNKS * 4);
-    out[0] = quotient_pair(all.x, all.y, by);
-    out[1] = quotient_pair(all.z, all.w, by);
+    float factor = with_sink(state.total, sinks == NULL ? NULL : sinks + row.head);
+    struct row_quotient by = quotient_of(state.total.sum, factor);
+#pragma unroll
+    for (int32_t i = 0; i < shape::COLUMNS; i += 2)
+        *(uint32_t *)(row.out + column + i) = quotient_pair(state.value[i], state.value[i + 1], by);
 }
 
-/* The block's share of merges, ROWS rows of a tile and kv head at a time. */
+/* The block's share of `tiles` merges, of one kv head each, ROWS rows at a time. */
 template <int C, int ROWS>
 __device__ static inline void merge_share(narrow_shared<C> &shared,
-                                          const struct attention_call &call)
+                                          const struct attention_call &call, int32_t tiles,
+                                          int32_t rows)
 {
-    const struct attention_plan plan = *call.work.plan;
-    int32_t tiles = plan.merge_count * call.args.kv_head_count;
-    int32_t count = tiles * ((plan.merge_rows + ROWS - 1) / ROWS);
+    int32_t heads = call.args.kv_head_count, count = tiles * ((rows + ROWS - 1) / ROWS);
     for (int32_t i = blockIdx.x; i < count; i += gridDim.x) {
-        int32_t first = i / tiles * ROWS, index = i % tiles, heads = call.args.kv_head_count;
+        int32_t index = i % tiles;
         struct attention_tile tile =
             tile_of(call, call.work.merge[index / heads], index % heads, NARROW_ROWS);
-        int32_t rows = min(tile.count - first, ROWS);
-        if (rows > 0)
-            merge_rows<C, ROWS>(shared, call, tile, first, rows);
+        struct merge_rows merge = {slot_of<C>(call, tile), (int64_t)heads * NARROW_ROWS * (C + 2),
+                                   i / tiles * ROWS, 0};
+        merge.rows = min(tile.count - merge.first, ROWS);
+        if (merge.rows > 0)
+            merge_out<C, ROWS>(shared, call, tile, merge);
     }
 }
 
-/* What the step's tiles that are several items come to. By the warps that compute, when the block
- * has no items left: row by row where that keeps blocks busy, else several rows at once. */
+/* What the step's tiles that are several items come to; `tiles` of them with up to `rows` rows. By
+ * the warps that compute, when the block has no items left: row by row where that keeps blocks
+ * busy, else several rows at once. */
 template <int C>
 __device__ static inline void narrow_merge(narrow_shared<C> &shared,
-                                           const struct attention_call &call)
+                                           const struct attention_call &call, int32_t tiles,
+                                           int32_t rows)
 {
-    const struct attention_plan plan = *call.work.plan;
-    int32_t rows = plan.merge_count * call.args.kv_head_count * plan.merge_rows;
-    if (rows > (int32_t)gridDim.x)
-        merge_share<C, merge_rows_max<C>()>(shared, call);
-    else if (rows > 0)
-        merge_share<C, 1>(shared, call);
+    tiles *= call.args.kv_head_count;
+    if (tiles * rows > (int32_t)gridDim.x)
+        merge_share<C, merge_rows_max<C>()>(shared, call, tiles, rows);
+    else if (tiles > 0)
+        merge_share<C, 1>(shared, call, tiles, rows);
 }
 
 #endif

@@ -34,6 +34,18 @@ __device__ static inline struct narrow_rows<C> rows_of(const struct kv_layer &la
             {page_row<C>::of(lane, box), page_row<C>::of(WARP + lane, box)}};
 }
 
+/* Two bf16 to f16 as pack_query does it: what overflows, and what is no number, saturates. */
+__device__ static inline uint32_t
+query_pair(uint32_t pair)
+{
+    const __half most = __ushort_as_half(0x7bff);
+    float2 value = unpack_bf16(pair);
+    uint32_t bits = pack_half(value.x, value.y);
+    __half2 packed = *(__half2 *)&bits;
+    packed = __hmin2(__hmax2(packed, __half2half2(__hneg(most))), __half2half2(most));
+    return *(uint32_t *)&packed;
+}
+
 /* A operands of the item's rows; zeros past the count. */
 template <int C>
 __device__ static inline void narrow_query(uint32_t (&query)[C / 16][4],
@@ -47,8 +59,12 @@ __device__ static inline void narrow_query(uint32_t (&query)[C / 16][4],
         step = 32;
     }
 #pragma unroll
-    for (int32_t k = 0; k < C / 16; k++)
+    for (int32_t k = 0; k < C / 16; k++) {
         load_matrices(query[k], own + k * step);
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            query[k][i] = query_pair(query[k][i]);
+    }
 }
 
 /* A warp has read what it needs of this stage. */
@@ -410,8 +426,10 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
     for (;; job.step()) {
         barrier_wait(shared_address(&shared.job_full[job.index]), job.parity);
         struct attention_tile tile = shared.job[job.index];
-        if (tile.count == 0)
-            break;
+        if (tile.count == 0) {
+            narrow_merge<C>(shared, call, tile.low, tile.high);
+            return;
+        }
         uint32_t query[C / 16][4];
         narrow_query<C>(query, shared, job.index, tile.count);
         barrier_arrive(shared_address(&shared.job_empty[job.index]));
@@ -426,7 +444,6 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
         narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, rows, place);
         narrow_end<C>(state, shared, call, tile);
     }
-    narrow_merge<C>(shared, call);
 }
 
 #endif

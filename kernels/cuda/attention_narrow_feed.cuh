@@ -1,6 +1,6 @@
 /* The two warps that feed a narrow item's others, ahead of them.
  *
- * One brings keys and values, the other items and their queries as f16. Both go through the
+ * One brings keys and values, the other items and their queries. Both go through the
  * block's items, and look ahead: a lane each for the items that come next, and for the pages of
  * the next one. What this step does not write to is asked for before the kernel before this one
  * has ended: the list, block tables, and the pages of the block's first item that hold earlier
@@ -48,11 +48,12 @@ __device__ static inline void look_ahead(const struct attention_call &call,
     turns.item = call.work.narrow[min(own, call.work.narrow_max - 1)];
 }
 
-__device__ static inline struct narrow_turns first_turn(const struct attention_call &call)
+__device__ static inline struct narrow_turns first_turn(const struct attention_call &call,
+                                                        const struct attention_plan &plan)
 {
     struct narrow_turns turns = {};
     look_ahead(call, turns);
-    turns.count = call.work.plan->narrow_count * call.args.kv_head_count;
+    turns.count = plan.narrow_count * call.args.kv_head_count;
     return turns;
 }
 
@@ -180,7 +181,8 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
     if (call.work.fresh)
         kernel_wait();
     bulk_see();
-    struct narrow_turns turns = first_turn(call);
+    const struct attention_plan plan = *call.work.plan;
+    struct narrow_turns turns = first_turn(call, plan);
     if (!turns.is_there())
         return;
     struct attention_tile tile = tile_at(call, turns);
@@ -213,58 +215,67 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
 
 /* ---- items ---- */
 
-/* Two bf16 to f16 as pack_query does it: what overflows, and what is no number, saturates. */
-__device__ static inline uint32_t query_pair(uint32_t pair)
+template <int BYTES> __device__ static inline void copy_some(uint32_t target, const void *source)
 {
-    const __half most = __ushort_as_half(0x7bff);
-    float2 value = unpack_bf16(pair);
-    uint32_t bits = pack_half(value.x, value.y);
-    __half2 packed = *(__half2 *)&bits;
-    packed = __hmin2(__hmax2(packed, __half2half2(__hneg(most))), __half2half2(most));
-    return *(uint32_t *)&packed;
+    if (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(source)
+                     : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(source)
+                     : "memory");
 }
 
-/* The queries of the rows that there are, as f16. */
-template <int C>
-__device__ static inline void bring_query(narrow_shared<C> &shared,
-                                          const struct attention_call &call,
-                                          const struct attention_tile &tile, int32_t job)
+/* Starts the copies of the queries, as they are, BYTES at a time. */
+template <int C, int BYTES>
+__device__ static inline void copy_query(narrow_shared<C> &shared,
+                                         const struct attention_call &call,
+                                         const struct attention_tile &tile, int32_t job)
 {
-    constexpr int32_t AHEAD = 8; /* pairs on their way */
-    int32_t lane = threadIdx.x % WARP, pair_count = tile.count * (C / 2);
-#pragma unroll 1
-    for (int32_t first = lane; first < pair_count; first += AHEAD * WARP) {
-        uint32_t pair[AHEAD];
-#pragma unroll
-        for (int32_t j = 0; j < AHEAD; j++) {
-            int32_t i = min(first + j * WARP, pair_count - 1), row = tile.first + i / (C / 2);
-            int32_t token = token_of(call, tile.item, row);
-            int64_t column = (int64_t)(tile.kv_head * call.group + row - token * call.group) * C +
-                             i % (C / 2) * 2;
-            pair[j] = *(const uint32_t *)(call.query +
-                                          (tile.item.token_first + token) * call.stride + column);
-        }
-#pragma unroll
-        for (int32_t j = 0; j < AHEAD; j++) {
-            int32_t i = first + j * WARP;
-            if (i < pair_count)
-                *(uint32_t *)&shared.query[job][i / (C / 2)][i % (C / 2) * 4] = query_pair(pair[j]);
-        }
+    constexpr int32_t ROW = C * 2 / BYTES;
+    const struct attention_item &item = tile.item;
+#pragma unroll 2
+    for (int32_t i = threadIdx.x % WARP; i < tile.count * ROW; i += WARP) {
+        int32_t r = i / ROW, row = tile.first + r, token = token_of(call, item, row);
+        int32_t head = tile.kv_head * call.group + row - token * call.group;
+        const bf16 *source = call.query + (item.token_first + token) * call.stride + head * C;
+        copy_some<BYTES>(shared_address(shared.query[job][r]) + (uint32_t)(i % ROW * BYTES),
+                         (const uint8_t *)source + i % ROW * BYTES);
     }
 }
 
-/* An item and its queries; all threads arrive, each with what it stored. */
+/* An item and its queries; each thread arrives with what it copied, the first with the item too. */
 template <int C>
 __device__ static inline void bring_job(narrow_shared<C> &shared, const struct attention_call &call,
                                         const struct attention_tile &tile,
                                         ring_place<NARROW_JOBS> &job)
 {
+    uint32_t full = shared_address(&shared.job_full[job.index]);
     barrier_wait(shared_address(&shared.job_empty[job.index]), job.parity ^ 1);
-    bring_query<C>(shared, call, tile, job.index);
-    if (threadIdx.x % WARP == 0)
+    if (((uint64_t)call.query | (uint64_t)call.stride * sizeof(bf16)) % 16 == 0)
+        copy_query<C, 16>(shared, call, tile, job.index);
+    else
+        copy_query<C, 4>(shared, call, tile, job.index);
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(full) : "memory");
+    if (threadIdx.x % WARP == 0) {
         shared.job[job.index] = tile;
-    barrier_arrive(shared_address(&shared.job_full[job.index]));
+        barrier_arrive(full);
+    }
     job.step();
+}
+
+/* An item without rows has what is to be merged: how many tiles, and rows of one. */
+template <int C>
+__device__ static inline void bring_end(narrow_shared<C> &shared, const struct attention_call &call,
+                                        const struct attention_plan &plan,
+                                        struct attention_tile &tile, ring_place<NARROW_JOBS> &job)
+{
+    int32_t merge = blockIdx.x / call.args.kv_head_count; /* the block's first */
+    if (merge < plan.merge_count)
+        prefetch(call.work.merge + merge);
+    tile.count = 0;
+    tile.low = plan.merge_count;
+    tile.high = plan.merge_rows;
+    bring_job<C>(shared, call, tile, job);
 }
 
 template <int C>
@@ -274,7 +285,8 @@ __device__ static inline void narrow_bring(narrow_shared<C> &shared,
     auto job = ring_place<NARROW_JOBS>::first();
     if (call.work.fresh)
         kernel_wait();
-    struct narrow_turns turns = first_turn(call);
+    const struct attention_plan plan = *call.work.plan;
+    struct narrow_turns turns = first_turn(call, plan);
     struct attention_tile tile = tile_at(call, turns);
     kernel_wait();
 #pragma unroll 1
@@ -283,11 +295,7 @@ __device__ static inline void narrow_bring(narrow_shared<C> &shared,
         next_turn(call, turns);
         tile = tile_at(call, turns);
     }
-    int32_t merge = blockIdx.x / call.args.kv_head_count; /* of the block's first */
-    if (merge < call.work.plan->merge_count)
-        prefetch(call.work.merge + merge);
-    tile.count = 0; /* there are no more */
-    bring_job<C>(shared, call, tile, job);
+    bring_end<C>(shared, call, plan, tile, job);
 }
 
 #endif

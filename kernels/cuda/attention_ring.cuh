@@ -38,7 +38,7 @@ template <int C> struct narrow_shared {
     float4 total[narrow_shape<C>::COLUMNS][NARROW_THREADS]; /* of the partials before */
     alignas(16) uint8_t query[NARROW_JOBS][NARROW_ROWS][narrow_shape<C>::QUERY_BYTES];
     uint4 zero;
-    struct attention_tile job[NARROW_JOBS]; /* one without rows: there are no more */
+    struct attention_tile job[NARROW_JOBS]; /* one without rows: there are no more, see bring_end */
     uint64_t full[narrow_shape<C>::STAGES], empty[narrow_shape<C>::STAGES];
     uint64_t job_full[NARROW_JOBS], job_empty[NARROW_JOBS];
 };
@@ -86,7 +86,7 @@ template <int C> __device__ static inline void narrow_open(narrow_shared<C> &sha
             barrier_make(shared_address(&shared.empty[i]), NARROW_WARPS);
         }
         for (int32_t i = 0; i < NARROW_JOBS; i++) {
-            barrier_make(shared_address(&shared.job_full[i]), WARP);
+            barrier_make(shared_address(&shared.job_full[i]), WARP + 1);
             barrier_make(shared_address(&shared.job_empty[i]), NARROW_THREADS);
         }
         barrier_show();
