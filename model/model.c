@@ -285,7 +285,7 @@ static struct model_options fit_step(const struct model_options *options,
         return fitted;
     while (least < options->slot_max)
         least *= 2;
-    while (least < options->token_max && 2 * least * summary.parameter_count <= options->step_work)
+    while (least < options->token_max && 2 * summary.parameter_count * least <= options->step_work)
         least *= 2;
     if (least < options->token_max)
         fitted.token_max = least;

@@ -176,7 +176,7 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
     else if (kinds.wide)
         wide_launch<C>(device, call);
     if (kinds.narrow)
-        cuda_attention_narrow(device, call, kinds.merge);
+        cuda_attention_narrow(device, call);
 }
 
 static bool tensor_fits(const struct device *device, const struct attention_args *args,

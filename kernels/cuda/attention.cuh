@@ -22,15 +22,23 @@
 enum {
     KV_TILE = 64,
     PARTIAL_TOKENS = 512,
-    NARROW_ROWS = 16,      /* rows of a tile that is also cut along the context */
-    NARROW_TILES_MAX = 2,  /* a part with more rows than these hold is cut into wide tiles */
-    NARROW_BLOCKS_MAX = 2, /* on a multiprocessor; each reads its first item, there or not */
-    GROUP_MAX = 64,        /* G */
+    NARROW_ROWS = 16,     /* rows of a tile that is also cut along the context */
+    NARROW_TILES_MAX = 2, /* a part with more rows than these hold is cut into wide tiles */
+    GROUP_MAX = 64,       /* G */
 };
 
 static_assert(PARTIAL_TOKENS % KV_TILE == 0, "a tile belongs to one partial");
 
-enum { PARTIAL_ALL = -1 }; /* an item goes through all partials of its tile, not one */
+enum { PARTIAL_ALL = -1 }; /* an item goes through all partials of its tile */
+
+/* Blocks of narrow items on a multiprocessor. */
+__host__ __device__ static constexpr int32_t narrow_blocks(int32_t head_width)
+{
+    return head_width <= 128 ? 2 : 1;
+}
+
+/* Between launches each byte of each slot has this value (attention_merge.cuh). */
+enum { SLOT_EMPTY_BYTE = 0xff };
 
 /* Whole in itself: what an item needs is one load away. */
 struct alignas(16) attention_item {
@@ -39,16 +47,17 @@ struct alignas(16) attention_item {
     int32_t token_first; /* likewise */
     int32_t token_count;
     int32_t first;         /* the tile's first query row, of the row's token_count * G */
-    int32_t partial;       /* or PARTIAL_ALL; of a merge, the first */
-    int32_t slot;          /* where partial 0's result would go; used where partial >= 0 */
-    int32_t partial_count; /* of the tile, likewise */
+    int32_t partial;       /* the first one it goes through, or PARTIAL_ALL */
+    int32_t partial_count; /* how many; of a merge, the slots that it folds */
+    int32_t slot;          /* where its result goes, unless it has all; of a merge, the first */
 };
 
-/* On the device. Wide items stand first. */
-struct attention_plan {
+/* On the device. */
+struct alignas(16) attention_plan {
     int32_t wide_count;
     int32_t narrow_count;
-    int32_t merge_count; /* tiles whose partials are items of their own */
+    int32_t merge_count; /* tiles that are several items */
+    int32_t merge_rows;  /* that one of them has at most */
 };
 
 /* What a plan is made for; layers that are alike share it. */
@@ -62,18 +71,20 @@ struct attention_key {
 struct attention_work {
     struct attention_plan *plan;
     struct attention_item *wide;   /* [token_max + slot_max] */
-    struct attention_item *narrow; /* [narrow_max] */
+    struct attention_item *narrow; /* [narrow_max] the largest first */
     struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
     int32_t *ticket;               /* [0] next wide item, [2] CTAs that are done */
-    int32_t slot_max;              /* of `partial`, / K */
+    int32_t narrow_max;
+    int32_t slot_max; /* of `partial`, / K */
     int32_t partial_tokens;
-    bool fresh; /* the list is made by the kernel just before this one */
+    int32_t heads, blocks; /* K, and how many blocks share the narrow items */
+    bool fresh;            /* the list is made by the kernel just before this one */
 };
 
 /* Which items the step's list has. */
 struct attention_kinds {
-    bool wide, narrow, merge;
+    bool wide, narrow;
 };
 
 __device__ static inline float exp2_fast(float value)

@@ -52,8 +52,9 @@ __device__ static inline struct attention_tile tile_of(const struct attention_ca
     tile.begin = tile.low;
     tile.end = tile.high + 1;
     if (item.partial >= 0) {
+        int32_t end = item.partial + item.partial_count;
         tile.begin = max(tile.begin, item.partial * call.work.partial_tokens);
-        tile.end = min(tile.end, (item.partial + 1) * call.work.partial_tokens);
+        tile.end = min(tile.end, end * call.work.partial_tokens);
     }
     return tile;
 }
@@ -168,8 +169,8 @@ __device__ static inline float quotient(float value, float factor, float sum)
     return __fadd_rn(__fdiv_rn(__fmul_rn(value, factor), sum), 0.0f);
 }
 
-/* attention_narrow.cu: the narrow items of the work list, and what merges their partials. */
-void cuda_attention_narrow(struct device *device, const struct attention_call &call, bool merges);
+/* attention_narrow.cu: the narrow items of the work list. */
+void cuda_attention_narrow(struct device *device, const struct attention_call &call);
 /* attention_prompt.cu: the wide items of the work list, of PROMPT_ROWS rows, where it fits. */
 enum { PROMPT_ROWS = 128 };
 bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width);

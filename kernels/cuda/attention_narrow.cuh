@@ -1,20 +1,17 @@
-/* A narrow item: 16 query rows, four warps, one partial or all of them.
+/* A narrow item: 16 query rows, four warps, some partials of a context or all of them.
  *
  * Two more warps feed them, ahead of them, so that what happens at an item's end takes no time
- * from the memory: they keep a ring of tiles full, of this item and of those that follow, one the
- * keys, the other the values, and items with their queries. The tiles come span by span, SPAN_TILES
- * of keys and then their values: the running maxima of a span are known at once, and two meetings
- * of the warps do for it. Each warp makes the scores of 16 of a tile's 64 positions and, over all
- * 64, a quarter of the output's columns. When the item is one of several partials its result goes
- * to its slot; the merge, a kernel behind this one, folds them in their order. (When the
- * partial that came last folded all, 8 x 8k took 136 us, now 99: its fence seems to wait for all
- * copies that are on their way.)
+ * from the memory: one keeps a ring of tiles full, of this item and of those that follow, the other
+ * brings items with their queries. The tiles come span by span, SPAN_TILES of keys and then their
+ * values: the running maxima of a span are known at once, and two meetings of the warps do for it.
+ * Each warp makes the scores of 16 of a tile's 64 positions and, over all 64, a quarter of the
+ * output's columns. The result of an item that has not all partials goes to its slot, and a block
+ * without items left folds them in their order (attention_merge.cuh).
  */
 #ifndef KERNELS_CUDA_ATTENTION_NARROW_CUH
 #define KERNELS_CUDA_ATTENTION_NARROW_CUH
 
 #include "kernels/cuda/attention_merge.cuh"
-#include "kernels/cuda/attention_ring.cuh"
 
 /* What a thread holds of a tile of rows: rows g and g + 8, columns of its warp. */
 template <int C> struct narrow_state {
@@ -25,10 +22,28 @@ template <int C> struct narrow_state {
     bool folded; /* `total` holds something */
 };
 
-/* They wait for each other; barrier 0 is the whole block's. */
-__device__ static inline void narrow_sync(void)
+/* Rows of tiles that a thread reads: of its warp's keys, and of values, 32 at a time. */
+template <int C> struct narrow_rows {
+    page_row<C> key, value[2];
+};
+
+template <int C>
+__device__ static inline struct narrow_rows<C> rows_of(const struct kv_layer &layer) {
+    int32_t lane = threadIdx.x % WARP, box = shifts_of(layer).box;
+    return {page_row<C>::of(threadIdx.x / WARP * 16 + lane / 16 * 8 + lane % 8, box),
+            {page_row<C>::of(lane, box), page_row<C>::of(WARP + lane, box)}};
+}
+
+/* Two bf16 to f16 as pack_query does it: what overflows, and what is no number, saturates. */
+__device__ static inline uint32_t
+query_pair(uint32_t pair)
 {
-    asm volatile("bar.sync 1, %0;" ::"n"((int)NARROW_THREADS) : "memory");
+    const __half most = __ushort_as_half(0x7bff);
+    float2 value = unpack_bf16(pair);
+    uint32_t bits = pack_half(value.x, value.y);
+    __half2 packed = *(__half2 *)&bits;
+    packed = __hmin2(__hmax2(packed, __half2half2(__hneg(most))), __half2half2(most));
+    return *(uint32_t *)&packed;
 }
 
 /* A operands of the item's rows; zeros past the count. */
@@ -44,8 +59,12 @@ __device__ static inline void narrow_query(uint32_t (&query)[C / 16][4],
         step = 32;
     }
 #pragma unroll
-    for (int32_t k = 0; k < C / 16; k++)
+    for (int32_t k = 0; k < C / 16; k++) {
         load_matrices(query[k], own + k * step);
+#pragma unroll
+        for (int32_t i = 0; i < 4; i++)
+            query[k][i] = query_pair(query[k][i]);
+    }
 }
 
 /* A warp has read what it needs of this stage. */
@@ -61,10 +80,10 @@ __device__ static inline void release_stage(narrow_shared<C> &shared, int32_t st
 template <int C, int TILES>
 __device__ static inline void
 narrow_scores(float (&score)[SPAN_TILES][2][4], const uint32_t (&query)[C / 16][4],
-              narrow_shared<C> &shared, ring_place<narrow_shape<C>::STAGES> &place, int32_t box)
+              narrow_shared<C> &shared, ring_place<narrow_shape<C>::STAGES> &place,
+              const page_row<C> &own)
 {
-    int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, stage[TILES];
-    auto own = page_row<C>::of(warp * 16 + lane / 16 * 8 + lane % 8, box);
+    int32_t lane = threadIdx.x % WARP, stage[TILES];
     uint32_t keys[TILES];
 #pragma unroll
     for (int32_t i = 0; i < TILES; i++, place.step()) {
@@ -197,7 +216,7 @@ __device__ static inline uint32_t keep_seen(uint32_t pair, uint64_t seen, int32_
 template <int C>
 __device__ static inline void
 narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared, int32_t t, uint32_t values,
-              const struct attention_tile &tile, int32_t start, int32_t box)
+              const struct attention_tile &tile, int32_t start, const struct narrow_rows<C> &rows)
 {
     constexpr int32_t COLUMNS = narrow_shape<C>::COLUMNS, RUN = 32;
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
@@ -218,11 +237,10 @@ narrow_values(narrow_state<C> &state, const narrow_shared<C> &shared, int32_t t,
         const uint32_t p[2][4] = {{first.x, first.y, first.z, first.w},
                                   {second.x, second.y, second.z, second.w}};
         uint32_t b[COLUMNS][4];
-        auto own = page_row<C>::of(run + lane, box);
 #pragma unroll
         for (int32_t n = 0; n < COLUMNS; n++) {
             int32_t chunk = min(warp + n * NARROW_WARPS, C / 8 - 1);
-            load_matrices_turned(b[n], values + own.at(chunk));
+            load_matrices_turned(b[n], values + rows.value[run / RUN].at(chunk));
         }
         if (!whole) {
 #pragma unroll
@@ -303,9 +321,10 @@ template <int C, bool CAPPED>
 __device__ static inline void
 narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared, const struct attention_call &call,
             const struct attention_tile &tile, const uint32_t (&query)[C / 16][4],
-            const struct row_view (&row)[2], ring_place<narrow_shape<C>::STAGES> &place)
+            const struct row_view (&row)[2], const struct narrow_rows<C> &rows,
+            ring_place<narrow_shape<C>::STAGES> &place)
 {
-    int32_t end = (tile.end - 1) / KV_TILE + 1, box = shifts_of(call.layer).box;
+    int32_t end = (tile.end - 1) / KV_TILE + 1;
     struct narrow_span span = span_at(tile, tile.begin / KV_TILE);
 #pragma unroll 1
     while (span.first < end) {
@@ -313,15 +332,15 @@ narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared, const struct atten
         int32_t next = span.first + span.count;
         bool closes = next == end || next * KV_TILE % call.work.partial_tokens == 0;
         if (span.count == SPAN_TILES)
-            narrow_scores<C, SPAN_TILES>(score, query, shared, place, box);
+            narrow_scores<C, SPAN_TILES>(score, query, shared, place, rows.key);
         else
-            narrow_scores<C, 1>(score, query, shared, place, box);
+            narrow_scores<C, 1>(score, query, shared, place, rows.key);
         narrow_softmax<C, CAPPED>(state, score, shared, call, row, span, tile.count > 8, closes);
 #pragma unroll 1
         for (int32_t t = 0; t < span.count; t++, place.step()) {
             barrier_wait(shared_address(&shared.full[place.index]), place.parity);
             narrow_values<C>(state, shared, t, shared_address(shared.stage[place.index]), tile,
-                             (span.first + t) * KV_TILE, box);
+                             (span.first + t) * KV_TILE, rows);
             release_stage<C>(shared, place.index);
         }
         if (closes && next < end)
@@ -332,12 +351,11 @@ narrow_walk(narrow_state<C> &state, narrow_shared<C> &shared, const struct atten
 
 /* All partials in one item: the output. */
 template <int C>
-__device__ static inline void narrow_finish(narrow_state<C> &state, const narrow_shared<C> &shared,
+__device__ static inline void narrow_finish(narrow_state<C> &state,
                                             const struct attention_call &call,
                                             const struct attention_tile &tile)
 {
     int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    narrow_fold<C>(state, shared);
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
         int32_t r = lane / 4 + 8 * i;
@@ -358,11 +376,9 @@ __device__ static inline void narrow_finish(narrow_state<C> &state, const narrow
     }
 }
 
-/* One partial of several: to its slot, [NARROW_ROWS, C] values, then [NARROW_ROWS] maxima and
- * sums. */
+/* Some of the partials: to the item's slot. */
 template <int C>
-__device__ static inline void narrow_put(const narrow_state<C> &state,
-                                         const narrow_shared<C> &shared, float *slot, int32_t count)
+__device__ static inline void narrow_put(const narrow_state<C> &state, float *slot, int32_t count)
 {
     int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
@@ -375,12 +391,11 @@ __device__ static inline void narrow_put(const narrow_state<C> &state,
             int32_t chunk = warp + n * NARROW_WARPS;
             if (C / 8 % NARROW_WARPS != 0 && chunk >= C / 8)
                 break;
-            __stcg((float2 *)(slot + r * C + chunk * 8 + lane % 4 * 2),
-                   make_float2(state.value[n][2 * i], state.value[n][2 * i + 1]));
+            slot_put(slot + r * C + chunk * 8 + lane % 4 * 2, state.value[n][2 * i],
+                     state.value[n][2 * i + 1]);
         }
         if (warp == 0 && lane % 4 == 0)
-            __stcg((float2 *)(slot + NARROW_ROWS * C + 2 * r),
-                   make_float2(state.row[i].maximum, narrow_sum<C>(shared, r)));
+            slot_put(slot + NARROW_ROWS * C + 2 * r, state.before[i].maximum, state.before[i].sum);
     }
 }
 
@@ -390,10 +405,11 @@ __device__ static inline void narrow_end(narrow_state<C> &state, narrow_shared<C
                                          const struct attention_call &call,
                                          const struct attention_tile &tile)
 {
+    narrow_fold<C>(state, shared);
     if (tile.item.partial < 0)
-        narrow_finish<C>(state, shared, call, tile);
+        narrow_finish<C>(state, call, tile);
     else
-        narrow_put<C>(state, shared, slot_of<C>(call, tile, tile.item.partial), tile.count);
+        narrow_put<C>(state, slot_of<C>(call, tile), tile.count);
 }
 
 template <int C, bool CAPPED>
@@ -403,19 +419,20 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
     auto place = ring_place<narrow_shape<C>::STAGES>::first();
     auto job = ring_place<NARROW_JOBS>::first();
     int32_t lane = threadIdx.x % WARP;
+    struct narrow_rows<C> rows = rows_of<C>(call.layer);
     kernel_wait();
     kernel_yield(); /* not before: see launch.cuh */
 #pragma unroll 1
     for (;; job.step()) {
         barrier_wait(shared_address(&shared.job_full[job.index]), job.parity);
         struct attention_tile tile = shared.job[job.index];
-        if (tile.count == 0)
+        if (tile.count == 0) {
+            narrow_merge<C>(shared, call, tile.low, tile.high);
             return;
+        }
         uint32_t query[C / 16][4];
         narrow_query<C>(query, shared, job.index, tile.count);
-        __syncwarp();
-        if (lane == 0)
-            barrier_arrive(shared_address(&shared.job_empty[job.index]));
+        barrier_arrive(shared_address(&shared.job_empty[job.index]));
         struct query_row low = row_of(call, tile, lane / 4),
                          high = row_of(call, tile, lane / 4 + 8);
         struct row_view row[2] = {{low.low, low.high}, {high.low, high.high}};
@@ -424,7 +441,7 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
         state.folded = false;
         for (int32_t i = 0; i < 2; i++)
             state.before[i] = {-CUDART_INF_F, 0.0f};
-        narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, place);
+        narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, rows, place);
         narrow_end<C>(state, shared, call, tile);
     }
 }

@@ -1,183 +1,363 @@
 /* The work list of attention: what a step's rows need, cut into items of about equal size.
  *
- * One block, a thread a row: counts, a scan, then a warp a row writes the items. Made once a step
- * for each kind of layer, on the device: a captured step makes its own list for what it is
- * launched with.
+ * One block, a thread a row. A narrow tile is one item where the step has enough of them, else it
+ * is cut along the context: what the blocks' share is decides how many partials its first item
+ * goes through, in their order; the others have one each. Items stand in the list by their size,
+ * the largest first, so that what is left at the end is small. Made once a step for each kind of
+ * layer, on the device: a captured step makes its own list for what it is launched with.
  */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 
-enum { THREADS = 256, SLOTS_MAX = 1024 };
-
-/* What one row of the step needs. */
-struct row_need {
-    int32_t wide, narrow, merge; /* items */
-    int32_t slots;               /* of partial results, were all of it split */
+enum {
+    THREADS = 256,
+    SLOTS_MAX = 1024,
+    SIZES = 32, /* classes of items, the largest first */
+    PIECES = 3
 };
 
-/* Partials that a narrow tile goes through. */
-__device__ static int2 tile_partials(struct step_row row, int32_t tile, int32_t rows,
-                                     struct attention_key key, int32_t partial_tokens)
+/* What one row of the step needs, and then where it begins. */
+struct row_need {
+    int32_t wide;  /* items */
+    int32_t slots; /* were all that may be cut */
+};
+
+/* What a narrow tile goes through: partials, and tiles of keys. */
+struct tile_range {
+    int32_t partial, partial_end;
+    int32_t first, end;
+};
+
+/* How narrow tiles are cut: those of more than `most` tiles of keys, into a first item of
+ * `partials` and others of one. */
+struct tile_cut {
+    int32_t partials, most;
+    int32_t partial_tiles; /* of keys in a partial */
+};
+
+/* Equal items of a tile. */
+struct tile_piece {
+    int32_t partial, partial_count;
+    int32_t items;
+    int32_t size; /* class */
+};
+
+__device__ static bool is_wide(struct step_row row, struct attention_key key)
 {
+    return row.token_count * key.group > NARROW_ROWS * NARROW_TILES_MAX;
+}
+
+__device__ static struct tile_range range_of(struct step_row row, int32_t tile,
+                                             struct attention_key key,
+                                             const struct attention_work &work)
+{
+    int32_t rows = row.token_count * key.group;
     int32_t low = row.position + tile * NARROW_ROWS / key.group;
     int32_t high = row.position + (min((tile + 1) * NARROW_ROWS, rows) - 1) / key.group;
     int32_t first = key.window > 0 ? max(low - key.window + 1, 0) : 0;
-    return {first / partial_tokens, high / partial_tokens + 1};
+    return {first / work.partial_tokens, high / work.partial_tokens + 1, first / KV_TILE,
+            high / KV_TILE + 1};
 }
 
-__device__ static row_need need_of(struct step_row row, struct attention_key key,
-                                   int32_t partial_tokens)
+__device__ static int32_t tiles_of(const struct tile_range &range, int32_t partial, int32_t count,
+                                   const struct tile_cut &cut)
 {
-    struct row_need need = {};
-    int32_t rows = row.token_count * key.group;
-    if (rows > NARROW_ROWS * NARROW_TILES_MAX) {
-        need.wide = (rows + key.wide_rows - 1) / key.wide_rows;
-        return need;
-    }
-    for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
-        int2 partials = tile_partials(row, tile, rows, key, partial_tokens);
-        need.slots += partials.y - partials.x;
-    }
-    return need;
+    return min(range.end, (partial + count) * cut.partial_tiles) -
+           max(range.first, partial * cut.partial_tiles);
 }
 
-__device__ static bool is_split(int32_t slot, int2 partials, int32_t slot_max)
+/* Items of a tile that has as many slots as it needs. */
+__device__ static int32_t items_of(const struct tile_range &range, const struct tile_cut &cut)
 {
-    int32_t count = partials.y - partials.x;
-    return count > 1 && slot + count <= slot_max;
+    int32_t others = range.partial_end - range.partial - cut.partials;
+    return range.end - range.first > cut.most ? 1 + others : 1;
 }
 
-/* Narrow items and merges of a row whose slots begin at `slot`. */
-__device__ static void count_narrow(row_need &need, struct step_row row, struct attention_key key,
-                                    struct attention_work work, int32_t slot)
+__device__ static int32_t slots_of(const struct tile_range &range, const struct tile_cut &cut)
 {
-    int32_t rows = row.token_count * key.group;
-    if (rows > NARROW_ROWS * NARROW_TILES_MAX)
-        return;
-    for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
-        int2 partials = tile_partials(row, tile, rows, key, work.partial_tokens);
-        bool split = is_split(slot, partials, work.slot_max);
-        need.narrow += split ? partials.y - partials.x : 1;
-        need.merge += split ? 1 : 0;
-        slot += partials.y - partials.x;
-    }
+    int32_t items = items_of(range, cut);
+    return items > 1 ? items : 0;
 }
 
-__device__ static row_need plus(row_need a, row_need b)
+/* A tile whose items find no slots is one item: slower, the same bits. */
+__device__ static bool is_cut(const struct tile_range &range, const struct tile_cut &cut,
+                              int32_t slot, int32_t slot_max)
 {
-    return {a.wide + b.wide, a.narrow + b.narrow, a.merge + b.merge, a.slots + b.slots};
+    int32_t slots = slots_of(range, cut);
+    return slots > 0 && slot + slots <= slot_max;
 }
+
+__device__ static int32_t size_of(int32_t tiles, const struct tile_cut &cut)
+{
+    return SIZES - 1 - min(tiles * 3 / cut.partials, SIZES - 1);
+}
+
+__device__ static struct tile_piece whole_of(const struct tile_range &range,
+                                             const struct tile_cut &cut)
+{
+    return {PARTIAL_ALL, range.partial_end - range.partial, 1,
+            size_of(range.end - range.first, cut)};
+}
+
+/* The first item of a tile that is cut, those that are one partial, the last one. */
+__device__ static struct tile_piece piece_of(const struct tile_range &range,
+                                             const struct tile_cut &cut, int32_t i)
+{
+    int32_t next = range.partial + cut.partials, last = range.partial_end - 1;
+    struct tile_piece piece = {range.partial, cut.partials, 1, 0};
+    if (i == 1)
+        piece = {next, 1, last - next, 0};
+    else if (i == 2)
+        piece = {last, 1, 1, 0};
+    piece.size = size_of(tiles_of(range, piece.partial, piece.partial_count, cut), cut);
+    return piece;
+}
+
+/* What the block's threads share. */
+struct plan_shared {
+    row_need warp[THREADS / WARP];
+    row_need place[THREADS];
+    struct step_row row[THREADS];
+    int32_t tiles;       /* of keys, that narrow items go through */
+    int32_t size[SIZES]; /* items, and then where the next one goes */
+    int32_t narrow_count;
+    int32_t merge_count, merge_rows;
+};
 
 /* Exclusive sums over the block; `total` grows by the block's. */
-__device__ static row_need scan(row_need need, row_need (&buffer)[THREADS / WARP], row_need &total)
+__device__ static row_need scan(plan_shared &shared, row_need need, row_need &total)
 {
     int32_t lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     row_need sum = need;
     for (int32_t step = 1; step < WARP; step *= 2) {
         row_need other = {__shfl_up_sync(0xffffffffu, sum.wide, step),
-                          __shfl_up_sync(0xffffffffu, sum.narrow, step),
-                          __shfl_up_sync(0xffffffffu, sum.merge, step),
                           __shfl_up_sync(0xffffffffu, sum.slots, step)};
         if (lane >= step)
-            sum = plus(sum, other);
+            sum = {sum.wide + other.wide, sum.slots + other.slots};
     }
     if (lane == WARP - 1)
-        buffer[warp] = sum;
+        shared.warp[warp] = sum;
     __syncthreads();
     row_need before = total;
     for (int32_t w = 0; w < THREADS / WARP; w++) {
+        row_need other = shared.warp[w];
         if (w < warp)
-            before = plus(before, buffer[w]);
-        total = plus(total, buffer[w]);
+            before = {before.wide + other.wide, before.slots + other.slots};
+        total = {total.wide + other.wide, total.slots + other.slots};
     }
     __syncthreads();
-    return {before.wide + sum.wide - need.wide, before.narrow + sum.narrow - need.narrow,
-            before.merge + sum.merge - need.merge, before.slots + sum.slots - need.slots};
+    return {before.wide + sum.wide - need.wide, before.slots + sum.slots - need.slots};
 }
 
-/* A row's items, by the lanes of a warp. A tile whose partials find no slots is one item: slower,
- * the same bits. */
-__device__ static void write_narrow(struct attention_work work, struct step_row row,
-                                    row_need before, struct attention_key key)
+/* Cuts so that an item is half of a block's share, or a partial where that is less. */
+__device__ static struct tile_cut make_cut(plan_shared &shared, const struct attention_work &work,
+                                           struct attention_key key, struct step_view step)
 {
-    int32_t lane = threadIdx.x % WARP, rows = row.token_count * key.group;
-    for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++) {
-        int2 partials = tile_partials(row, tile, rows, key, work.partial_tokens);
-        bool split = is_split(before.slots, partials, work.slot_max);
-        int32_t count = split ? partials.y - partials.x : 1;
-        struct attention_item item = {row.slot,
-                                      row.position,
-                                      row.token_first,
-                                      row.token_count,
-                                      tile * NARROW_ROWS,
-                                      split ? partials.x : PARTIAL_ALL,
-                                      before.slots - partials.x,
-                                      count};
-        if (split && lane == 0)
-            work.merge[before.merge++] = item;
-        item.partial += split ? lane : 0;
-        for (int32_t i = lane; i < count; i += WARP, item.partial += WARP)
-            work.narrow[before.narrow + i] = item;
-        before.narrow += count;
-        before.slots += partials.y - partials.x;
+    int32_t tiles = 0, row_count = step.counts->row_count;
+    for (int32_t i = threadIdx.x; i < row_count; i += THREADS) {
+        struct step_row row = step.row[i];
+        if (is_wide(row, key))
+            continue;
+        for (int32_t tile = 0; tile * NARROW_ROWS < row.token_count * key.group; tile++) {
+            struct tile_range range = range_of(row, tile, key, work);
+            tiles += range.end - range.first;
+        }
+    }
+    tiles = __reduce_add_sync(0xffffffffu, tiles);
+    if (threadIdx.x % WARP == 0)
+        atomicAdd(&shared.tiles, tiles);
+    __syncthreads();
+    struct tile_cut cut;
+    int64_t share = (int64_t)shared.tiles * work.heads / work.blocks;
+    cut.partial_tiles = work.partial_tokens / KV_TILE;
+    cut.partials = max((int32_t)((share + cut.partial_tiles / 2) / (2 * cut.partial_tiles)), 1);
+    cut.most = cut.partials * cut.partial_tiles * 5 / 4 + 1;
+    return cut;
+}
+
+/* Wide items and slots of the rows from `base` on, a thread a row; whether this thread has one. */
+__device__ static bool place_rows(plan_shared &shared, const struct attention_work &work,
+                                  struct attention_key key, struct step_view step,
+                                  const struct tile_cut &cut, int32_t base, row_need &total)
+{
+    int32_t thread = threadIdx.x;
+    bool there = base + thread < step.counts->row_count;
+    row_need need = {};
+    if (there) {
+        struct step_row row = step.row[base + thread];
+        int32_t rows = row.token_count * key.group;
+        shared.row[thread] = row;
+        if (is_wide(row, key))
+            need.wide = (rows + key.wide_rows - 1) / key.wide_rows;
+        else
+            for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++)
+                need.slots += slots_of(range_of(row, tile, key, work), cut);
+    }
+    shared.place[thread] = scan(shared, need, total);
+    return there;
+}
+
+/* Counts a row's narrow items by their size. */
+__device__ static void count_narrow(plan_shared &shared, const struct attention_work &work,
+                                    struct attention_key key, const struct tile_cut &cut)
+{
+    struct step_row row = shared.row[threadIdx.x];
+    int32_t slot = shared.place[threadIdx.x].slots;
+    for (int32_t tile = 0; tile * NARROW_ROWS < row.token_count * key.group; tile++) {
+        struct tile_range range = range_of(row, tile, key, work);
+        bool split = is_cut(range, cut, slot, work.slot_max);
+        for (int32_t i = 0; i < (split ? PIECES : 1); i++) {
+            struct tile_piece piece = split ? piece_of(range, cut, i) : whole_of(range, cut);
+            atomicAdd(&shared.size[piece.size], piece.items);
+        }
+        slot += slots_of(range, cut);
+    }
+}
+
+/* From counts to places. One warp, a class a thread. */
+__device__ static void place_sizes(plan_shared &shared)
+{
+    static_assert(SIZES == WARP, "a class a thread");
+    int32_t lane = threadIdx.x, count = shared.size[lane], sum = count;
+    for (int32_t step = 1; step < WARP; step *= 2) {
+        int32_t other = __shfl_up_sync(0xffffffffu, sum, step);
+        sum += lane >= step ? other : 0;
+    }
+    shared.size[lane] = sum - count;
+    if (lane == WARP - 1)
+        shared.narrow_count = sum;
+}
+
+__device__ static struct attention_item item_of(struct step_row row, int32_t tile)
+{
+    return {row.slot,
+            row.position,
+            row.token_first,
+            row.token_count,
+            tile * NARROW_ROWS,
+            PARTIAL_ALL,
+            0,
+            0};
+}
+
+/* The tiles of a row that are one item, by its thread. */
+__device__ static void write_whole(plan_shared &shared, const struct attention_work &work,
+                                   struct attention_key key, const struct tile_cut &cut)
+{
+    struct step_row row = shared.row[threadIdx.x];
+    int32_t slot = shared.place[threadIdx.x].slots;
+    for (int32_t tile = 0; tile * NARROW_ROWS < row.token_count * key.group; tile++) {
+        struct tile_range range = range_of(row, tile, key, work);
+        if (!is_cut(range, cut, slot, work.slot_max)) {
+            int32_t place = atomicAdd(&shared.size[whole_of(range, cut).size], 1);
+            work.narrow[place] = item_of(row, tile);
+        }
+        slot += slots_of(range, cut);
+    }
+}
+
+/* Those that are several, by the lanes of a warp, and their merges. */
+__device__ static void write_cut(plan_shared &shared, const struct attention_work &work,
+                                 struct attention_key key, const struct tile_cut &cut, int32_t i)
+{
+    int32_t lane = threadIdx.x % WARP, slot = shared.place[i].slots;
+    struct step_row row = shared.row[i];
+    for (int32_t tile = 0; tile * NARROW_ROWS < row.token_count * key.group; tile++) {
+        struct tile_range range = range_of(row, tile, key, work);
+        struct attention_item item = item_of(row, tile);
+        int32_t slots = slots_of(range, cut), rows = row.token_count * key.group - item.first;
+        if (!is_cut(range, cut, slot, work.slot_max)) {
+            slot += slots;
+            continue;
+        }
+        item.slot = slot;
+        item.partial_count = slots;
+        if (lane == 0) {
+            work.merge[atomicAdd(&shared.merge_count, 1)] = item;
+            atomicMax(&shared.merge_rows, min(rows, (int32_t)NARROW_ROWS));
+        }
+        for (int32_t k = 0; k < PIECES; k++) {
+            struct tile_piece piece = piece_of(range, cut, k);
+            int32_t place = lane == 0 ? atomicAdd(&shared.size[piece.size], piece.items) : 0;
+            place = __shfl_sync(0xffffffffu, place, 0);
+            item.partial_count = piece.partial_count;
+            for (int32_t n = lane; n < piece.items; n += WARP) {
+                item.partial = piece.partial + n;
+                item.slot = slot + n;
+                work.narrow[place + n] = item;
+            }
+            slot += piece.items;
+        }
     }
 }
 
 /* The last tile sees most and goes first. */
-__device__ static void write_wide(struct attention_work work, struct step_row row, row_need before,
-                                  struct attention_key key)
+__device__ static void write_wide(const struct attention_work &work, struct step_row row,
+                                  row_need before, struct attention_key key)
 {
     int32_t count = (row.token_count * key.group + key.wide_rows - 1) / key.wide_rows;
-    for (int32_t i = threadIdx.x % WARP; i < count; i += WARP)
-        work.wide[before.wide + i] = {row.slot,
-                                      row.position,
-                                      row.token_first,
-                                      row.token_count,
-                                      (count - 1 - i) * key.wide_rows,
-                                      PARTIAL_ALL,
-                                      0,
-                                      0};
+    for (int32_t i = threadIdx.x % WARP; i < count; i += WARP) {
+        struct attention_item item = item_of(row, 0);
+        item.first = (count - 1 - i) * key.wide_rows;
+        work.wide[before.wide + i] = item;
+    }
+}
+
+__device__ static void write_rows(plan_shared &shared, const struct attention_work &work,
+                                  struct attention_key key, const struct tile_cut &cut,
+                                  int32_t count)
+{
+    if (threadIdx.x < count && !is_wide(shared.row[threadIdx.x], key))
+        write_whole(shared, work, key, cut);
+    for (int32_t i = threadIdx.x / WARP; i < count; i += THREADS / WARP)
+        if (is_wide(shared.row[i], key))
+            write_wide(work, shared.row[i], shared.place[i], key);
+        else
+            write_cut(shared, work, key, cut, i);
 }
 
 /* Rows are read before the kernel before this one has ended (launch.cuh). */
 __global__ void plan_kernel(struct attention_work work, struct attention_key key,
                             struct step_view step)
 {
-    __shared__ row_need buffer[THREADS / WARP];
-    __shared__ row_need place[THREADS];
-    __shared__ struct step_row row[THREADS];
-    row_need all = {}, total = {}; /* slots are known first, items follow from them */
-    int32_t row_count = step.counts->row_count, thread = threadIdx.x;
+    __shared__ plan_shared shared;
+    int32_t row_count = step.counts->row_count;
+    row_need counted = {}, total = {};
 
     kernel_yield();
+    if (threadIdx.x < SIZES)
+        shared.size[threadIdx.x] = 0;
+    if (threadIdx.x == 0)
+        shared.tiles = shared.merge_count = shared.merge_rows = 0;
+    __syncthreads();
+    struct tile_cut cut = make_cut(shared, work, key, step);
+    for (int32_t base = 0; base < row_count; base += THREADS)
+        if (place_rows(shared, work, key, step, cut, base, counted) &&
+            !is_wide(shared.row[threadIdx.x], key))
+            count_narrow(shared, work, key, cut);
+    __syncthreads();
+    if (threadIdx.x < WARP)
+        place_sizes(shared);
+    kernel_wait(); /* others read the list until now */
+    __syncthreads();
     for (int32_t base = 0; base < row_count; base += THREADS) {
-        int32_t count = min(row_count - base, (int32_t)THREADS);
-        row_need need = {};
-        if (thread < count) {
-            row[thread] = step.row[base + thread];
-            need = need_of(row[thread], key, work.partial_tokens);
-        }
-        int32_t slots = scan(need, buffer, all).slots;
-        if (thread < count)
-            count_narrow(need, row[thread], key, work, slots);
-        place[thread] = scan(need, buffer, total);
-        place[thread].slots = slots;
-        if (base == 0)
-            kernel_wait(); /* others read the list until now */
+        (void)place_rows(shared, work, key, step, cut, base, total);
         __syncthreads();
-        for (int32_t i = thread / WARP; i < count; i += THREADS / WARP)
-            if (row[i].token_count * key.group <= NARROW_ROWS * NARROW_TILES_MAX)
-                write_narrow(work, row[i], place[i], key);
-            else
-                write_wide(work, row[i], place[i], key);
+        write_rows(shared, work, key, cut, min(row_count - base, (int32_t)THREADS));
         __syncthreads();
     }
-    if (row_count == 0)
-        kernel_wait();
-    if (thread == 0)
-        *work.plan = {total.wide, total.narrow, total.merge};
+    if (threadIdx.x == 0)
+        *work.plan = {total.wide, shared.narrow_count, shared.merge_count, shared.merge_rows};
+}
+
+/* No slot holds anything between launches (attention_merge.cuh). */
+static bool empty_slots(struct device *device, size_t bytes)
+{
+    return cuda_check(
+        device, cudaMemsetAsync(device->attention.partial, SLOT_EMPTY_BYTE, bytes, device->stream),
+        __func__);
 }
 
 /* How much there is of each thing. */
@@ -192,9 +372,8 @@ static struct attention_sizes sizes_of(const struct device *device, const struct
     struct attention_sizes sizes = {};
     size_t tiles = (size_t)options->slot_max * NARROW_TILES_MAX;
     size_t partials = (size_t)ceil_div(options->context_max, PARTIAL_TOKENS);
-    size_t read = (size_t)device->core_count * NARROW_BLOCKS_MAX; /* there or not */
     sizes.wide = (size_t)options->token_max + (size_t)options->slot_max;
-    sizes.narrow = tiles * (partials + 1) > read ? tiles * (partials + 1) : read;
+    sizes.narrow = tiles * (partials + 1);
     sizes.merge = tiles;
     sizes.slots = tiles * partials < SLOTS_MAX ? tiles * partials : (size_t)SLOTS_MAX;
     sizes.slot_bytes = (size_t)shape->kv_head_count * NARROW_ROWS *
@@ -216,11 +395,13 @@ bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
     struct attention_state *state = &device->attention;
     struct attention_sizes sizes = sizes_of(device, shape);
     state->partial_tokens = PARTIAL_TOKENS;
-    state->captured = {0, INT32_MAX, INT32_MAX};
+    state->captured = {0, INT32_MAX};
     state->slot_max = (int32_t)sizes.slots;
+    state->narrow_max = (int32_t)sizes.narrow;
     state->partial = (float *)cuda_alloc(device, sizes.slots * sizes.slot_bytes);
     state->ticket = (int32_t *)cuda_alloc(device, 3 * sizeof(int32_t));
     bool good = state->partial != NULL && state->ticket != NULL;
+    good = good && empty_slots(device, sizes.slots * sizes.slot_bytes);
     for (int32_t i = 0; i < ATTENTION_KINDS; i++) {
         struct attention_list *list = &state->list[i];
         list->plan = (struct attention_plan *)cuda_alloc(device, sizeof(struct attention_plan));
@@ -266,8 +447,11 @@ struct attention_work cuda_attention_work(struct device *device, struct attentio
     work.merge = list->merge;
     work.partial = state->partial;
     work.ticket = state->ticket;
+    work.narrow_max = state->narrow_max;
     work.slot_max = state->slot_max;
     work.partial_tokens = state->partial_tokens;
+    work.heads = device->kv_shape.kv_head_count;
+    work.blocks = narrow_blocks(device->kv_shape.head_width) * device->core_count;
     work.fresh = !made;
     if (made)
         return work;
@@ -285,12 +469,9 @@ struct attention_kinds cuda_attention_kinds(struct device *device, int32_t group
     struct attention_kinds kinds = {};
     kinds.wide = state->rows.most > narrow_most;
     kinds.narrow = state->rows.least <= narrow_most;
-    kinds.merge = kinds.narrow && state->rows.context > state->partial_tokens;
     if (!kinds.wide && state->captured.most > narrow_most)
         state->captured.most = narrow_most;
     if (!kinds.narrow && state->captured.least <= narrow_most)
         state->captured.least = narrow_most + 1;
-    if (kinds.narrow && !kinds.merge && state->captured.context > state->partial_tokens)
-        state->captured.context = state->partial_tokens;
     return kinds;
 }

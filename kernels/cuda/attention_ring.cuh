@@ -18,7 +18,7 @@ enum {
 static_assert(PARTIAL_TOKENS % (SPAN_TILES * KV_TILE) == 0, "a span belongs to one partial");
 
 template <int C> struct narrow_shape {
-    static constexpr int32_t BLOCKS = C <= 128 ? NARROW_BLOCKS_MAX : 1;
+    static constexpr int32_t BLOCKS = narrow_blocks(C);
     static constexpr int32_t BYTES = CORE_SHARED_BYTES / BLOCKS - BLOCK_SHARED_BYTES;
     static constexpr int32_t COLUMNS = (C / 8 + NARROW_WARPS - 1) / NARROW_WARPS; /* of a warp */
     static constexpr int32_t QUERY_BYTES = C * 2 + 16; /* of a row: free of bank conflicts */
@@ -38,10 +38,16 @@ template <int C> struct narrow_shared {
     float4 total[narrow_shape<C>::COLUMNS][NARROW_THREADS]; /* of the partials before */
     alignas(16) uint8_t query[NARROW_JOBS][NARROW_ROWS][narrow_shape<C>::QUERY_BYTES];
     uint4 zero;
-    struct attention_tile job[NARROW_JOBS]; /* one without rows: there are no more */
+    struct attention_tile job[NARROW_JOBS]; /* one without rows: there are no more, see bring_end */
     uint64_t full[narrow_shape<C>::STAGES], empty[narrow_shape<C>::STAGES];
     uint64_t job_full[NARROW_JOBS], job_empty[NARROW_JOBS];
 };
+
+/* The warps that compute wait for each other; barrier 0 is the whole block's. */
+__device__ static inline void narrow_sync(void)
+{
+    asm volatile("bar.sync 1, %0;" ::"n"((int)NARROW_THREADS) : "memory");
+}
 
 /* A place in a ring of COUNT, and the parity of the phase that is to end there. */
 template <int COUNT> struct ring_place {
@@ -80,8 +86,8 @@ template <int C> __device__ static inline void narrow_open(narrow_shared<C> &sha
             barrier_make(shared_address(&shared.empty[i]), NARROW_WARPS);
         }
         for (int32_t i = 0; i < NARROW_JOBS; i++) {
-            barrier_make(shared_address(&shared.job_full[i]), 1);
-            barrier_make(shared_address(&shared.job_empty[i]), NARROW_WARPS);
+            barrier_make(shared_address(&shared.job_full[i]), WARP + 1);
+            barrier_make(shared_address(&shared.job_empty[i]), NARROW_THREADS);
         }
         barrier_show();
         shared.zero = {0, 0, 0, 0};

@@ -111,9 +111,9 @@ struct attention_list {
     int32_t group, window, wide_rows; /* what it is made for */
 };
 
-/* Tokens that a row of a step has at least and at most, and that its sequence then has. */
+/* Tokens that a row of a step has at least and at most. */
 struct row_range {
-    int32_t least, most, context;
+    int32_t least, most;
 };
 
 struct attention_state {
@@ -123,7 +123,7 @@ struct attention_state {
     int32_t list_count; /* made since the step began, or the capture */
     float *partial;
     int32_t *ticket;
-    int32_t slot_max;
+    int32_t slot_max, narrow_max;
     int32_t partial_tokens;
 };
 

@@ -15,8 +15,7 @@ static struct captured *graph_find(struct device *device, int64_t key, struct ro
 {
     for (int32_t i = 0; i < device->graph_count; i++) {
         struct captured *entry = &device->graph[i];
-        if (entry->key == key && entry->rows.least <= rows.least && entry->rows.most >= rows.most &&
-            entry->rows.context >= rows.context)
+        if (entry->key == key && entry->rows.least <= rows.least && entry->rows.most >= rows.most)
             return entry;
     }
     return NULL;
@@ -63,7 +62,7 @@ bool cuda_graph_begin(struct device *device, int64_t key)
 {
     (void)key;
     device->attention.list_count = 0;
-    device->attention.captured = {0, INT32_MAX, INT32_MAX};
+    device->attention.captured = {0, INT32_MAX};
     return done(cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeRelaxed));
 }
 

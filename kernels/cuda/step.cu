@@ -189,13 +189,11 @@ static void stage(struct device *device, const struct flight *flight, struct beg
 
 static struct row_range rows_of(const struct step *step)
 {
-    struct row_range rows = {INT32_MAX, 0, 0};
+    struct row_range rows = {INT32_MAX, 0};
     for (int32_t r = 0; r < step->row_count; r++) {
         int32_t count = step->row[r].token_count;
         rows.least = count < rows.least ? count : rows.least;
         rows.most = count > rows.most ? count : rows.most;
-        if (rows.context < step->row[r].position + count)
-            rows.context = step->row[r].position + count;
     }
     return rows;
 }

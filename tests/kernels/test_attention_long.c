@@ -3,7 +3,14 @@
  * reference. What rope_store puts in the cache is the same in all of them. */
 #include "tests/kernels/harness.h"
 
-enum { LENGTH = 1300, SLOTS = 3, BLOCK_TOKENS = 16, SEQ_BLOCKS = (LENGTH + 15) / 16 };
+/* A crowd is large enough for a GPU of 100 to 160 multiprocessors to cut contexts coarsely. */
+enum {
+    LENGTH = 1410,
+    SLOTS = 3,
+    CROWD = 150,
+    BLOCK_TOKENS = 16,
+    SEQ_BLOCKS = (LENGTH + 15) / 16,
+};
 
 struct long_shape {
     int32_t H, K, C, window;
@@ -28,10 +35,10 @@ struct world {
     struct activation qkv, out;
     float *input, *sink;
     int32_t width, q_width;
-    int32_t done[SLOTS];
+    int32_t done[CROWD];
     struct step step;
-    struct step_row row[SLOTS];
-    struct step_change change[SLOTS * SEQ_BLOCKS];
+    struct step_row row[CROWD];
+    struct step_change change[CROWD * SEQ_BLOCKS];
     int32_t token[LENGTH + 2];
 };
 
@@ -49,6 +56,8 @@ static struct world *world_open(const struct long_shape *shape)
     w->q_width = shape->H * shape->C;
     options.token_max = LENGTH + 2;
     options.context_max = LENGTH;
+    options.slot_max = CROWD;
+    options.change_max = CROWD * SEQ_BLOCKS;
     w->device = open_device(&options);
     EXPECT_INT(subject.ops->kv_open(w->device, &kv), ==, 0);
     w->input = random_floats(&seed, (int64_t)LENGTH * w->width, 1.5f);
@@ -213,9 +222,60 @@ static void a_position_has_the_same_bits_in_prompts_chunks_and_decode(void)
     }
 }
 
+/* The last token of slot 0, then of as many slots, which all have slot 0's blocks. */
+static void run_crowd(const struct long_shape *shape, float *alone, float *crowd)
+{
+    struct world *w = world_open(shape);
+    int32_t width = w->q_width, *change_count = &w->step.change_count;
+    struct step_result result = {0};
+
+    while (w->done[0] < LENGTH) {
+        add_row(w, 0, w->done[0] == 0 ? LENGTH - 1 : 1);
+        run_step(w, alone);
+    }
+    for (int32_t i = 0; i < CROWD * SEQ_BLOCKS; i++)
+        w->change[(*change_count)++] = (struct step_change){
+            i % CROWD, 0, i / CROWD, i / CROWD * SLOTS * 37 % (SLOTS * SEQ_BLOCKS)};
+    for (int32_t slot = 0; slot < CROWD; slot++) {
+        w->done[slot] = LENGTH - 1;
+        add_row(w, slot, 1);
+    }
+    subject.ops->step_begin(w->device, &w->step);
+    for (int32_t t = 0; t < CROWD; t++)
+        subject.ops->put(w->device, rows_from(w->qkv, t),
+                         w->input + (int64_t)(LENGTH - 1) * w->width, 1, w->width);
+    subject.ops->rope_store(w->device, w->qkv, &w->store, CROWD);
+    subject.ops->attention(w->device, w->out, w->qkv, &w->attention, CROWD);
+    subject.ops->get(w->device, crowd, w->out, CROWD, width);
+    subject.ops->step_end(w->device, &result);
+    EXPECT_INT(subject.ops->sync(w->device), ==, 0);
+    world_close(w);
+}
+
+static void a_crowd_gives_each_the_bits_that_it_has_alone(void)
+{
+    static const int crowd_case[] = {0, 3, 6};
+    for (size_t i = 0; i < sizeof(crowd_case) / sizeof(*crowd_case); i++) {
+        const struct long_shape *shape = &shape_case[crowd_case[i]];
+        size_t width = (size_t)(shape->H * shape->C);
+        float *alone = calloc(LENGTH * width, sizeof(float));
+        float *crowd = calloc(CROWD * width, sizeof(float));
+        int32_t same = 0;
+
+        run_crowd(shape, alone, crowd);
+        while (same < CROWD && memcmp(crowd + (size_t)same * width, alone + (LENGTH - 1) * width,
+                                      width * sizeof(float)) == 0)
+            same++;
+        EXPECT_INT(same, ==, CROWD);
+        free(alone);
+        free(crowd);
+    }
+}
+
 static void tests(void)
 {
     TEST(a_position_has_the_same_bits_in_prompts_chunks_and_decode);
+    TEST(a_crowd_gives_each_the_bits_that_it_has_alone);
 }
 
 int main(int argc, char **argv)
