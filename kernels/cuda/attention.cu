@@ -169,7 +169,7 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
         return;
     bool apart = cuda_attention_prompt_fits(device, C);
     if (apart)
-        key.wide_rows = PROMPT_ROWS;
+        key.wide_rows = prompt_item_rows(C);
     call.work = cuda_attention_work(device, key);
     if (kinds.wide && apart)
         cuda_attention_prompt(device, call);

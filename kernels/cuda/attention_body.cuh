@@ -171,8 +171,13 @@ __device__ static inline float quotient(float value, float factor, float sum)
 
 /* attention_narrow.cu: the narrow items of the work list. */
 void cuda_attention_narrow(struct device *device, const struct attention_call &call);
-/* attention_prompt.cu: the wide items of the work list, of PROMPT_ROWS rows, where it fits. */
-enum { PROMPT_ROWS = 128 };
+/* attention_prompt.cu: the wide items of the work list, of so many rows, where it fits: 64 for each
+ * warpgroup, of which a multiprocessor's registers hold three at width 64, two at others. */
+enum { PROMPT_GROUP_ROWS = 64 };
+__host__ __device__ constexpr int32_t prompt_item_rows(int32_t head_width)
+{
+    return PROMPT_GROUP_ROWS * (head_width <= 64 ? 3 : 2);
+}
 bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width);
 void cuda_attention_prompt(struct device *device, const struct attention_call &call);
 

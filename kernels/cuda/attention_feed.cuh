@@ -12,16 +12,18 @@
 
 enum {
     PROMPT_GROUP = 128, /* threads of a warpgroup */
-    PROMPT_GROUP_ROWS = 64,
-    PROMPT_GROUPS = 2,
-    PROMPT_WORKERS = PROMPT_GROUPS * PROMPT_GROUP,
-    PROMPT_THREADS = PROMPT_WORKERS + PROMPT_GROUP,
-    PROMPT_AHEAD = 2, /* items that are known before they are worked on */
-    COPY_REGISTERS = 56,
-    WORK_REGISTERS = 224,
+    PROMPT_AHEAD = 2,   /* items that are known before they are worked on */
 };
 
-static_assert(PROMPT_ROWS == PROMPT_GROUPS * PROMPT_GROUP_ROWS, "a row has a group");
+/* A block: warpgroups that multiply, and one whose warps copy. */
+template <int C> struct prompt_shape {
+    static constexpr int32_t GROUPS = prompt_item_rows(C) / PROMPT_GROUP_ROWS;
+    static constexpr int32_t WORKERS = GROUPS * PROMPT_GROUP;
+    static constexpr int32_t THREADS = WORKERS + PROMPT_GROUP;
+    static constexpr int32_t COPY_REGISTERS = GROUPS == 3 ? 32 : 56;
+    static constexpr int32_t WORK_REGISTERS = GROUPS == 3 ? 160 : 224;
+    static_assert(COPY_REGISTERS + GROUPS * WORK_REGISTERS <= 512, "the multiprocessor has them");
+};
 
 /* How pages come in: boxes of 64 columns and a page's positions (64 of a larger page's), or one
  * position, of [block, key or value, position, kv head, column]. */
@@ -50,7 +52,7 @@ template <int C> struct prompt_shared {
     static constexpr int32_t STAGES = C <= 64 ? 8 : C <= 128 ? 4 : 2;
     alignas(1024) uint8_t key[STAGES][tile_layout<C>::BYTES];
     uint8_t value[STAGES][tile_layout<C>::BYTES];
-    float4 total[C / 8][PROMPT_WORKERS]; /* of the partials before; a place a thread */
+    float4 total[C / 8][prompt_shape<C>::WORKERS]; /* of the partials before; a place a thread */
     struct prompt_work work[PROMPT_AHEAD];
     uint64_t key_full[STAGES], key_empty[STAGES], value_full[STAGES], value_empty[STAGES];
     uint64_t work_full[PROMPT_AHEAD], work_empty[PROMPT_AHEAD];
@@ -65,12 +67,12 @@ template <int C> __device__ static inline void prompt_open(prompt_shared<C> &sha
     for (int32_t i = 0; i < prompt_shared<C>::STAGES; i++) {
         barrier_make(shared_address(&shared.key_full[i]), 1);
         barrier_make(shared_address(&shared.value_full[i]), 1);
-        barrier_make(shared_address(&shared.key_empty[i]), PROMPT_WORKERS / WARP);
-        barrier_make(shared_address(&shared.value_empty[i]), PROMPT_WORKERS / WARP);
+        barrier_make(shared_address(&shared.key_empty[i]), prompt_shape<C>::WORKERS / WARP);
+        barrier_make(shared_address(&shared.value_empty[i]), prompt_shape<C>::WORKERS / WARP);
     }
     for (int32_t i = 0; i < PROMPT_AHEAD; i++) {
         barrier_make(shared_address(&shared.work_full[i]), 1);
-        barrier_make(shared_address(&shared.work_empty[i]), PROMPT_WORKERS / WARP + 1);
+        barrier_make(shared_address(&shared.work_empty[i]), prompt_shape<C>::WORKERS / WARP + 1);
     }
     barrier_show();
 }
@@ -213,7 +215,8 @@ __device__ static inline void prompt_copy_keys(prompt_shared<C> &shared,
             return;
         if (lane == 0)
             ticket = atomicAdd(&call.work.ticket[0], 1);
-        copy_item<C, false>(shared, maps, tile_of(call, work.item, work.kv_head, PROMPT_ROWS),
+        copy_item<C, false>(shared, maps,
+                            tile_of(call, work.item, work.kv_head, prompt_item_rows(C)),
                             boxes_of(call, work.item.sequence), ring);
         index = (int32_t)gridDim.x + __shfl_sync(0xffffffffu, ticket, 0);
     }
@@ -233,7 +236,8 @@ __device__ static inline void prompt_copy_values(prompt_shared<C> &shared,
         if (work.kv_head < 0)
             return;
         prompt_release(shared.work_empty[place.stage]);
-        copy_item<C, true>(shared, maps, tile_of(call, work.item, work.kv_head, PROMPT_ROWS),
+        copy_item<C, true>(shared, maps,
+                           tile_of(call, work.item, work.kv_head, prompt_item_rows(C)),
                            boxes_of(call, work.item.sequence), ring);
     }
 }

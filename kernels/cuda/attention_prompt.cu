@@ -10,28 +10,29 @@
 #include <cudaTypedefs.h>
 
 template <int C>
-__global__ void __launch_bounds__(PROMPT_THREADS, 1)
+__global__ void __launch_bounds__(prompt_shape<C>::THREADS, 1)
     prompt_kernel(const __grid_constant__ struct attention_call call,
                   const __grid_constant__ struct prompt_maps maps)
 {
+    using shape = prompt_shape<C>;
     extern __shared__ __align__(1024) uint8_t memory[];
     prompt_shared<C> &shared = *reinterpret_cast<prompt_shared<C> *>(memory);
     if (threadIdx.x == 0)
         prompt_open<C>(shared);
     __syncthreads();
-    if (threadIdx.x >= PROMPT_WORKERS) {
-        registers_give<COPY_REGISTERS>();
-        if (threadIdx.x < PROMPT_WORKERS + WARP)
+    if (threadIdx.x >= shape::WORKERS) {
+        registers_give<shape::COPY_REGISTERS>();
+        if (threadIdx.x < shape::WORKERS + WARP)
             prompt_copy_keys<C>(shared, call, maps);
-        else if (threadIdx.x < PROMPT_WORKERS + 2 * WARP)
+        else if (threadIdx.x < shape::WORKERS + 2 * WARP)
             prompt_copy_values<C>(shared, call, maps);
     } else {
-        registers_take<WORK_REGISTERS>();
+        registers_take<shape::WORK_REGISTERS>();
         if (call.args.softcap > 0.0f)
             prompt_multiply<C, true>(shared, call);
         else
             prompt_multiply<C, false>(shared, call);
-        prompt_shut(call);
+        prompt_shut<C>(call);
     }
 }
 
@@ -68,7 +69,8 @@ template <int C> static void prompt_launch(struct device *device, const struct a
         device,
         cudaFuncSetAttribute(prompt_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         __func__);
-    prompt_kernel<C><<<device->core_count, PROMPT_THREADS, bytes, device->stream>>>(call, maps);
+    prompt_kernel<C>
+        <<<device->core_count, prompt_shape<C>::THREADS, bytes, device->stream>>>(call, maps);
 }
 
 bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width)

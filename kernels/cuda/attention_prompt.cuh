@@ -1,8 +1,8 @@
-/* A wide item on Hopper: 128 query rows, two warpgroups that multiply what attention_feed.cuh
- * brings.
+/* A wide item on Hopper: 128 query rows, or 192, and two warpgroups, or three, that multiply what
+ * attention_feed.cuh brings.
  *
  * Each warpgroup has 64 rows. It starts the values of a tile and the scores of the next one, then
- * turns these into weights while the other warpgroup's products run. Positions go by in ascending
+ * turns these into weights while another warpgroup's products run. Positions go by in ascending
  * order, 64 at a time; values of the partials before the current one are in shared memory, a place
  * a thread. attention.cuh tells what all this must keep.
  */
@@ -226,19 +226,23 @@ __device__ static inline void prompt_fold(prompt_state<C> &state, prompt_shared<
     state.begun = false;
 }
 
-/* The warpgroups take turns to start products, so that the one's softmax falls into the other's
- * products: each has a turn for every tile of an item. Barriers 4 and 5. */
-__device__ static inline void turn_take(void)
+/* Two warpgroups take turns to start products, so that the one's softmax falls into the other's
+ * products: each has a turn for every tile of an item. Barriers 4 and 5. Of three, two have
+ * products to run while one makes weights, in whatever order. */
+template <int C> __device__ static inline void turn_take(void)
 {
-    asm volatile("bar.sync %0, %1;" ::"r"(4 + threadIdx.x / PROMPT_GROUP), "n"((int)PROMPT_WORKERS)
-                 : "memory");
+    if (prompt_shape<C>::GROUPS == 2)
+        asm volatile("bar.sync %0, %1;" ::"r"(4 + threadIdx.x / PROMPT_GROUP),
+                     "n"((int)prompt_shape<C>::WORKERS)
+                     : "memory");
 }
 
-__device__ static inline void turn_give(void)
+template <int C> __device__ static inline void turn_give(void)
 {
-    asm volatile("bar.arrive %0, %1;" ::"r"(5 - threadIdx.x / PROMPT_GROUP),
-                 "n"((int)PROMPT_WORKERS)
-                 : "memory");
+    if (prompt_shape<C>::GROUPS == 2)
+        asm volatile("bar.arrive %0, %1;" ::"r"(5 - threadIdx.x / PROMPT_GROUP),
+                     "n"((int)prompt_shape<C>::WORKERS)
+                     : "memory");
 }
 
 /* Tiles of the item that this warpgroup sees nothing of. */
@@ -247,8 +251,8 @@ __device__ static inline void prompt_pass(prompt_shared<C> &shared, stage_ring<C
                                           int32_t count)
 {
     for (int32_t i = 0; i < count; i++, ring.next()) {
-        turn_take();
-        turn_give();
+        turn_take<C>();
+        turn_give<C>();
         barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
         prompt_release(shared.key_empty[ring.stage]);
         barrier_wait(shared_address(&shared.value_full[ring.stage]), ring.parity);
@@ -297,9 +301,9 @@ prompt_walk(prompt_state<C> &state, prompt_shared<C> &shared, const struct atten
     int32_t partial_tokens = call.work.partial_tokens;
     int32_t border = (position / partial_tokens + 1) * partial_tokens;
     barrier_wait(shared_address(&shared.key_full[ring.stage]), ring.parity);
-    turn_take();
+    turn_take<C>();
     prompt_scores<C>(state, shared.key[ring.stage]);
-    turn_give();
+    turn_give<C>();
     wgmma_wait_but<0>();
     wgmma_hold<PROMPT_SCORES>(state.score);
     prompt_softmax<C, CAPPED>(state, shared, call, view, ring, position, count == 1);
@@ -307,10 +311,10 @@ prompt_walk(prompt_state<C> &state, prompt_shared<C> &shared, const struct atten
         int32_t before = ring.stage;
         ring.next();
         position += KV_TILE;
-        turn_take();
+        turn_take<C>();
         prompt_values<C>(state, shared.value[before]);
         prompt_scores<C>(state, shared.key[ring.stage]);
-        turn_give();
+        turn_give<C>();
         wgmma_wait_but<1>();
         wgmma_hold<C / 8>(state.value);
         prompt_release(shared.value_empty[before]);
@@ -433,7 +437,7 @@ __device__ static inline void prompt_ask(prompt_state<C> &state, const struct at
                                          const struct prompt_work &work)
 {
     struct query_row row[2];
-    prompt_rows(row, call, tile_of(call, work.item, work.kv_head, PROMPT_ROWS));
+    prompt_rows(row, call, tile_of(call, work.item, work.kv_head, prompt_item_rows(C)));
     query_ask<C>(state.query, row);
 }
 
@@ -443,7 +447,7 @@ __device__ static inline void
 prompt_item(prompt_state<C> &state, prompt_shared<C> &shared, const struct attention_call &call,
             struct prompt_work &work, stage_ring<C> &ring, work_ring &place)
 {
-    struct attention_tile tile = tile_of(call, work.item, work.kv_head, PROMPT_ROWS);
+    struct attention_tile tile = tile_of(call, work.item, work.kv_head, prompt_item_rows(C));
     struct query_row row[2];
     prompt_rows(row, call, tile);
     struct prompt_view view = prompt_view_of(call, tile, row);
@@ -494,20 +498,20 @@ __device__ static inline void prompt_multiply(prompt_shared<C> &shared,
         for (int32_t i = 0; i < 4; i++)
             state.score[n][i] = 0.0f;
     if (threadIdx.x / PROMPT_GROUP == 1) /* the first turn is the other's */
-        turn_give();
+        turn_give<C>();
     struct prompt_work work = work_wait<C>(shared, place);
     prompt_ask<C>(state, call, work);
     query_pack<C>(state.query);
     while (work.kv_head >= 0)
         prompt_item<C, CAPPED>(state, shared, call, work, ring, place);
     if (threadIdx.x / PROMPT_GROUP == 0) /* no turn is left at the barriers */
-        turn_take();
+        turn_take<C>();
 }
 
 /* What the next launch finds. All workers; the copying warps have taken their last number. */
-__device__ static inline void prompt_shut(const struct attention_call &call)
+template <int C> __device__ static inline void prompt_shut(const struct attention_call &call)
 {
-    asm volatile("bar.sync 3, %0;" ::"n"((int)PROMPT_WORKERS) : "memory");
+    asm volatile("bar.sync 3, %0;" ::"n"((int)prompt_shape<C>::WORKERS) : "memory");
     if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
         call.work.ticket[0] = 0;
         call.work.ticket[2] = 0;
