@@ -214,8 +214,34 @@ static int32_t context_bound(const struct model_options *options, const struct s
                : shape->context_model;
 }
 
-/* With `measure` it stops once the memory is known. */
-static int load(struct model *model, const struct model_options *options, struct source *source,
+/* Multiplications that a token of a prompt takes: it goes through all matrices of all layers. */
+static int64_t token_work(const struct shape *shape)
+{
+    int64_t heads = shape->head_count + 2 * shape->kv_head_count + shape->head_count;
+
+    return shape->layer_count * (heads * shape->head_width + 3 * (int64_t)shape->ffn_width) *
+           shape->width;
+}
+
+/* Puts step_work into effect: tokens of a step are a power of two then. */
+static void fit_step(struct model_options *options, const struct shape *shape)
+{
+    int64_t least = STEP_TOKENS_LEAST, work = token_work(shape);
+
+    if (options->step_work == 0)
+        return;
+    while (least < options->slot_max)
+        least *= 2;
+    while (least < options->token_max && 2 * least * work <= options->step_work)
+        least *= 2;
+    if (least < options->token_max)
+        options->token_max = (int32_t)least;
+    if (least < options->sample_max)
+        options->sample_max = (int32_t)least;
+}
+
+/* With `measure` it stops once the memory is known. Lowers what step_work does. */
+static int load(struct model *model, struct model_options *options, struct source *source,
                 bool measure)
 {
     struct rank_options rank = {
@@ -240,6 +266,7 @@ static int load(struct model *model, const struct model_options *options, struct
     rank.arch = read_shape(&model->shape, source);
     if (source_status(source) != 0)
         return source_status(source);
+    fit_step(options, &model->shape);
     rank.wish.context_model = model->shape.context_model;
     rank.device = device_limits(options, &model->shape, context_bound(options, &model->shape));
     if (!options->skip_tokenizer)
@@ -272,33 +299,11 @@ static int open_source(struct source **source, const struct model_options *optio
                                   : source_open(source, options->path, error, error_bytes);
 }
 
-/* The options with step_work put into effect: tokens of a step are a power of two then. */
-static struct model_options fit_step(const struct model_options *options,
-                                     const struct source *source)
-{
-    struct model_options fitted = *options;
-    struct source_summary summary;
-    int32_t least = STEP_TOKENS_LEAST;
-
-    source_summary(source, &summary);
-    if (options->step_work == 0 || summary.parameter_count <= 0)
-        return fitted;
-    while (least < options->slot_max)
-        least *= 2;
-    while (least < options->token_max && 2 * summary.parameter_count * least <= options->step_work)
-        least *= 2;
-    if (least < options->token_max)
-        fitted.token_max = least;
-    if (least < options->sample_max)
-        fitted.sample_max = least;
-    return fitted;
-}
-
 int model_open(struct model **target, const struct model_options *options, char *error,
                size_t error_bytes)
 {
     struct model *model = calloc(1, sizeof(*model));
-    struct model_options fitted;
+    struct model_options fitted = *options;
     struct source *source;
     int status;
 
@@ -309,10 +314,8 @@ int model_open(struct model **target, const struct model_options *options, char 
         return -ENOMEM;
     }
     status = open_source(&source, options, error, error_bytes);
-    if (status == 0) {
-        fitted = fit_step(options, source);
+    if (status == 0)
         status = load(model, &fitted, source, false);
-    }
     if (status == 0) {
         fill_info(model, &fitted, source);
         find_ends(model, options->generation, source);
@@ -348,7 +351,7 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
                   char *error, size_t error_bytes)
 {
     struct model *model = calloc(1, sizeof(*model));
-    struct model_options fitted;
+    struct model_options fitted = *options;
     struct source *source;
     int status;
 
@@ -362,7 +365,6 @@ int model_inspect(struct model_inspection *inspection, const struct model_option
     if (status == 0) {
         inspection->readable = true;
         source_summary(source, &inspection->summary);
-        fitted = fit_step(options, source);
         status = load(model, &fitted, source, true);
     }
     if (status == 0) {

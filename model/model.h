@@ -33,9 +33,9 @@ struct model_options {
     int32_t slot_max;
     int32_t token_max;
     int32_t sample_max;
-    int64_t
-        step_work; /* lowers the two above so that a step's tokens times the model's parameters
-                      are about that, but not below slot_max or STEP_TOKENS_LEAST; 0: no limit */
+    /* Lowers the two above so that a step of prompts takes at most about that many multiplications,
+     * but not below slot_max or STEP_TOKENS_LEAST; 0: no limit. */
+    int64_t step_work;
     int32_t block_tokens;
     int32_t block_count; /* 0: computed from the memory below */
     double memory_share; /* of the device's memory (CPU: of the free memory) that may be taken */

@@ -71,9 +71,9 @@ static bool on_gpu(struct config *config)
     return true;
 }
 
-/* Of a step on a GPU unless its tokens are given: about 25 ms of an H100's arithmetic, which those
- * who are being answered wait when a prompt comes in between; 8,192 tokens of a model of up to a
- * billion parameters, 1,024 of one with eight. */
+/* Multiplications of a step on a GPU unless its tokens are given: about 25 ms of an H100, which
+ * those who are being answered wait when a prompt comes in between; 8,192 tokens of a model of up
+ * to a billion parameters, 1,024 of one with eight. */
 enum { GPU_STEP_WORK_LOG2 = 43 };
 
 void command_model_options(const struct config *config, struct model_options *options)
