@@ -57,8 +57,12 @@ __device__ static inline uint32_t quotient_pair(float low, float high,
 /* A word of a slot is empty between launches, and what an item puts there never looks so: no sum
  * or product has these bits. So a word tells by itself that it has come: no fence, which would wait
  * for all copies on their way, no counter, and no kernel behind this one. Who takes a word leaves
- * it empty. The takers are blocks that have no items left, and all blocks of the launch have room
- * at once. */
+ * it empty; the next launch's items put theirs only when this launch has ended.
+ *
+ * A block takes when it has no items left, and may wait for items of other blocks. These wait for
+ * no slot, and they run: all blocks of the launch have room at once (narrow_launch), what was
+ * launched before ends, and what is launched behind begins when all of these have (kernel_yield).
+ */
 enum { SLOT_EMPTY = -1, MERGE_AHEAD = 12 /* chunks of a thread on their way */ };
 
 /* Whole for each of its words, not for their order. */

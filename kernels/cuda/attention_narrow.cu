@@ -27,6 +27,7 @@ template <int C> static void narrow_launch(struct device *device, const struct a
 {
     static_assert(sizeof(narrow_shared<C>) <= narrow_shape<C>::BYTES, "BLOCKS of them fit");
     int32_t bytes = (int32_t)sizeof(narrow_shared<C>);
+    /* no more than have room at once: they wait for each other */
     struct launch_shape shape = {dim3(narrow_shape<C>::BLOCKS * device->core_count),
                                  dim3(NARROW_BLOCK), (size_t)bytes};
     auto kernel = call.args.softcap > 0.0f ? narrow_kernel<C, true> : narrow_kernel<C, false>;
