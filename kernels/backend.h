@@ -22,6 +22,7 @@
 
 #include "kernels/formats.h"
 #include "kernels/sampling.h"
+#include "kernels/tuned.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -239,6 +240,15 @@ struct device_ops {
     int (*weight_pack)(struct device *device, struct weight *weight,
                        const struct weight_source *source, int32_t part_count, const float *bias,
                        bool gated);
+
+    /* Which way to make products is the fastest, as lines of a table (kernels/tuned.h); no way
+     * changes a bit. `tune` measures it for weights of one shape, of layers in turn, by T tokens,
+     * follows it from then on, and writes the line to `line` [TUNED_TEXT_MAX]: 0; -ENOTSUP: there
+     * is one way only; -ENOMEM; -EIO. `tuned` takes over a line: 0, -EINVAL or -ENOMEM. NULL in a
+     * backend that has but one way. */
+    int (*tune)(struct device *device, const struct weight *const *weight, int32_t count,
+                bool logits, int32_t T, char *line);
+    int (*tuned)(struct device *device, const char *line);
 
     /* KV. */
     size_t (*kv_block_bytes)(struct device *device, const struct kv_shape *shape);

@@ -267,6 +267,7 @@ static void cuda_close(struct device *device)
         (void)cudaStreamSynchronize(device->stream);
     cuda_load_end(device);
     cuda_graph_close(device);
+    tuned_release(&device->tuned);
     cuda_step_close(device);
     cuda_kv_close(device);
     for (int32_t i = 0; i < device->memory_count; i++)
@@ -388,6 +389,8 @@ static const struct device_ops ops = {
     .get = cuda_get,
     .weight_bytes = cuda_weight_bytes,
     .weight_pack = cuda_weight_pack,
+    .tune = cuda_tune,
+    .tuned = cuda_tuned,
     .kv_block_bytes = cuda_kv_block_bytes,
     .kv_fixed_bytes = cuda_kv_fixed_bytes,
     .kv_open = cuda_kv_open,

@@ -4,6 +4,7 @@
 #include "model/inspect.h"
 #include "model/rank.h"
 #include "model/text/tokenizer.h"
+#include "model/tune.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -249,6 +250,7 @@ static int load(struct model *model, struct model_options *options, struct sourc
         .source = source,
         .measure = measure,
         .read_rate = options->read_rate,
+        .tune_table = options->tune_table,
         .wish = {.context_max = options->context_max,
                  .slot_max = options->slot_max,
                  .block_tokens = options->block_tokens,
@@ -444,6 +446,16 @@ int model_wait(struct model *model, struct batch *batch)
     assert(batch == &model->batch[model->waited % STEP_DEPTH]);
     model->waited++;
     return rank_wait(model->rank);
+}
+
+int model_tune(struct model *model, void (*line)(void *context, const char *text), void *context)
+{
+    char text[sizeof(model->info.device) + 8] = "device ";
+
+    assert(model->handed == model->waited);
+    tune_device_name(model->info.device, text + strlen(text), sizeof(text) - strlen(text));
+    line(context, text);
+    return rank_tune(model->rank, line, context);
 }
 
 const char *model_fault(const struct model *model)

@@ -25,11 +25,12 @@ struct model_options {
     const char *path; /* a .gguf file (first of a split file), or a Hugging Face folder */
     enum model_device device;
     enum kv_dtype kv_dtype;
-    bool dummy_weights;   /* of a folder: random ones in config.json's shape; none are read */
-    bool skip_tokenizer;  /* the model has none, whatever its files hold */
-    bool read_rate;       /* measure what the device's memory gives, before it is filled */
-    int32_t thread_count; /* CPU backend; 0: one a core */
-    int32_t context_max;  /* tokens; 0: the model's own, or what fits */
+    bool dummy_weights;     /* of a folder: random ones in config.json's shape; none are read */
+    bool skip_tokenizer;    /* the model has none, whatever its files hold */
+    const char *tune_table; /* file of quire tune to be followed, or NULL */
+    bool read_rate;         /* measure what the device's memory gives, before it is filled */
+    int32_t thread_count;   /* CPU backend; 0: one a core */
+    int32_t context_max;    /* tokens; 0: the model's own, or what fits */
     int32_t slot_max;
     int32_t token_max;
     int32_t sample_max;
@@ -129,5 +130,10 @@ void model_start(struct model *model, struct batch *batch);
 int model_wait(struct model *model, struct batch *batch);
 /* After -EIO: what broke the device, in a line. */
 const char *model_fault(const struct model *model);
+
+/* Measures which way the device makes each of the model's products the fastest, while no step
+ * runs; `line` gets each line of the table as it is known, from another thread, the device's line
+ * first. 0, -ENOTSUP (there is one way only), -ENOMEM or -EIO. */
+int model_tune(struct model *model, void (*line)(void *context, const char *text), void *context);
 
 #endif

@@ -2,6 +2,7 @@
 #include "model/rank.h"
 
 #include "model/rope.h"
+#include "model/tune.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -42,7 +43,10 @@ struct rank {
     bool closing;
     struct batch *queue[STEP_DEPTH];
     int status[STEP_DEPTH];
-    int64_t started, issued, wanted, done; /* batches so far */
+    int64_t started, issued, wanted, done;              /* batches so far */
+    void (*tune_line)(void *context, const char *text); /* while rank_tune waits, else NULL */
+    void *tune_context;
+    int tune_status;
 };
 
 /* ---- buffers ---- */
@@ -256,6 +260,20 @@ static int64_t count_step_bytes(const struct rank *rank)
     return bytes;
 }
 
+/* The table that is to be followed, if there is one. */
+static bool take_table(struct rank *rank)
+{
+    char detail[512] = "";
+
+    if (rank->options.tune_table == NULL)
+        return true;
+    int status =
+        tune_take(rank->ops, rank->device, rank->options.tune_table, detail, sizeof(detail));
+    if (status != 0)
+        source_refuse(rank->options.source, status, "%s", detail);
+    return status == 0;
+}
+
 static void load(struct rank *rank)
 {
     static const int32_t one_group[LAYER_MAX];
@@ -277,7 +295,7 @@ static void load(struct rank *rank)
         source_refuse(loader.source, -ENOMEM, "no memory for %d layers", shape->layer_count);
         return;
     }
-    if (!open_device(rank))
+    if (!open_device(rank) || !take_table(rank))
         return;
     loader.ops = rank->ops;
     loader.device = rank->device;
@@ -413,6 +431,19 @@ static void finish_next(struct rank *rank)
     pthread_cond_signal(&rank->news);
 }
 
+static void tune_now(struct rank *rank)
+{
+    int status;
+
+    pthread_mutex_unlock(&rank->lock);
+    status = tune_measure(rank->ops, rank->device, &rank->weights, rank->options.shape->layer_count,
+                          rank->options.device.token_max, rank->tune_line, rank->tune_context);
+    pthread_mutex_lock(&rank->lock);
+    rank->tune_status = status;
+    rank->tune_line = NULL;
+    pthread_cond_signal(&rank->news);
+}
+
 static void *run(void *argument)
 {
     struct rank *rank = argument;
@@ -427,6 +458,8 @@ static void *run(void *argument)
             issue_next(rank);
         else if (rank->done < rank->wanted || (rank->closing && rank->done < rank->issued))
             finish_next(rank);
+        else if (rank->tune_line != NULL)
+            tune_now(rank);
         else if (rank->closing)
             break;
         else
@@ -510,6 +543,22 @@ void rank_describe(const struct rank *rank, char *text, size_t max)
 const char *rank_fault(const struct rank *rank)
 {
     return rank->fault;
+}
+
+int rank_tune(struct rank *rank, void (*line)(void *context, const char *text), void *context)
+{
+    int status;
+
+    pthread_mutex_lock(&rank->lock);
+    assert(rank->loaded && rank->done == rank->started);
+    rank->tune_context = context;
+    rank->tune_line = line;
+    pthread_cond_signal(&rank->work);
+    while (rank->tune_line != NULL)
+        pthread_cond_wait(&rank->news, &rank->lock);
+    status = rank->tune_status;
+    pthread_mutex_unlock(&rank->lock);
+    return status;
 }
 
 void rank_start(struct rank *rank, struct batch *batch)

@@ -23,6 +23,7 @@ struct rank_options {
     struct ledger_wish wish;   /* all but free, weight, workspace, position and block bytes */
     bool measure;              /* open, add up, and stop there: nothing is loaded */
     bool read_rate;            /* measure it, see rank_read_rate */
+    const char *tune_table;    /* file to be followed (tune.h), or NULL */
 };
 
 /* Starts the thread. NULL: no memory or no thread. */
@@ -41,6 +42,9 @@ void rank_describe(const struct rank *rank, char *text, size_t max); /* once loa
 void rank_start(struct rank *rank, struct batch *batch);
 int rank_wait(struct rank *rank);                /* the oldest one: 0, or -EIO */
 const char *rank_fault(const struct rank *rank); /* after -EIO: why, in a line */
+/* Between steps, once loaded: tune_measure of its weights. Waits for it; `line` is called on the
+ * rank's thread. */
+int rank_tune(struct rank *rank, void (*line)(void *context, const char *text), void *context);
 void rank_close(struct rank *rank); /* NULL is fine; batches not waited for are finished */
 
 #endif

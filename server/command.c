@@ -99,6 +99,7 @@ void command_model_options(const struct config *config, struct model_options *op
         .kv_dtype = (enum kv_dtype)config->kv_cache_dtype,
         .dummy_weights = config->load_format == CONFIG_LOAD_DUMMY,
         .skip_tokenizer = config->skip_tokenizer_init,
+        .tune_table = config->tune_table[0] != '\0' ? config->tune_table : NULL,
         /* Nobody asked for all of a laptop's memory; a GPU's has no other use. */
         .kv_most = config->device == CONFIG_DEVICE_CPU &&
                            config->origin[CONFIG_gpu_memory_utilization].source == CONFIG_BY_DEVICE

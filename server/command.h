@@ -23,6 +23,7 @@ enum exit_code {
 /* The commands of main.c's table that have a file of their own. */
 int cmd_serve(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
+int cmd_tune(int argc, char **argv);
 int cmd_inspect(int argc, char **argv);
 int cmd_tokenize(int argc, char **argv);
 

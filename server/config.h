@@ -44,6 +44,8 @@
     OPTION(DEVICE, CHOICE, device, "auto", 0, 2, "auto|cpu|cuda",                                  \
            "where to compute; auto: a GPU when there is one")                                      \
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
+    OPTION(DEVICE, STRING, tune_table, "", 0, 0, "",                                               \
+           "file that quire tune wrote on this kind of GPU: how products run best")                \
     OPTION(DEVICE, REAL, gpu_memory_utilization, "0", 0, 1, "",                                    \
            "share of the device's memory that this server takes at most, refused where others "    \
            "have it (on a CPU: of the free memory); 0: 0.92 on a GPU; 0.5 on a CPU, and a KV "     \
@@ -171,7 +173,7 @@ enum config_source {
     CONFIG_BY_FLAG,
 };
 
-enum config_command { CONFIG_SERVE, CONFIG_BENCH };
+enum config_command { CONFIG_SERVE, CONFIG_BENCH, CONFIG_TUNE };
 
 /* What the command line asks for. */
 enum config_action { CONFIG_RUN, CONFIG_HELP, CONFIG_VERSION, CONFIG_DUMP, CONFIG_CHECK };

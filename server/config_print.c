@@ -234,6 +234,13 @@ static void print_flag(FILE *out, int32_t option)
 
 void config_print_help(FILE *out, enum config_command command)
 {
+    static const char *const name[] = {"serve", "bench", "tune"};
+    static const char *const what[] = {
+        "Serves a model over HTTP, with OpenAI's and vLLM's endpoints.",
+        "Measures a model without HTTP; one JSON object a figure on standard output.",
+        "Measures how this GPU makes each of a model's products the fastest. The table, on\n"
+        "standard output, is for --tune-table of the other commands."};
+
     fprintf(out,
             "quire %s [OPTION...] MODEL\n\n"
             "%s\n\n"
@@ -242,10 +249,7 @@ void config_print_help(FILE *out, enum config_command command)
             "  --dump-config\n        print the options in force and who set them, and end\n"
             "  -h, --help\n        print this and end\n"
             "  -V, --version\n        print version and build, and end\n",
-            command == CONFIG_SERVE ? "serve" : "bench",
-            command == CONFIG_SERVE
-                ? "Serves a model over HTTP, with OpenAI's and vLLM's endpoints."
-                : "Measures a model without HTTP; one JSON object a figure on standard output.");
+            name[command], what[command]);
     for (int group = 0; group < CONFIG_GROUP_COUNT; group++) {
         bool titled = false;
         for (int32_t i = 0; i < CONFIG_OPTION_COUNT; i++) {

@@ -18,6 +18,7 @@ static const struct command {
 } commands[] = {
     {"serve", cmd_serve, "serve a model over HTTP"},
     {"bench", cmd_bench, "measure a model without HTTP"},
+    {"tune", cmd_tune, "measure how a GPU makes a model's products the fastest"},
     {"inspect", cmd_inspect, "what a model file holds and what it will need"},
     {"tokenize", cmd_tokenize, "text to tokens and back"},
     {"docs", cmd_docs, "print a reference that is made from the tables"},

@@ -632,6 +632,12 @@ const struct model_info *model_info(const struct model *model)
     return &model->info;
 }
 
+int model_tune(struct model *model, void (*line)(void *context, const char *text), void *context)
+{
+    (void)model, (void)line, (void)context;
+    return -ENOTSUP;
+}
+
 const struct tokenizer *model_tokenizer(const struct model *model)
 {
     return model->tokenizer;

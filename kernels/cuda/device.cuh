@@ -175,6 +175,8 @@ struct device {
     struct attention_state attention;
     struct weight_loader *loader; /* while weights come in, else NULL */
 
+    struct tuned_table tuned; /* of products (tune.cu) */
+
     struct captured *graph; /* [graph_count] */
     int32_t graph_count, graph_max;
 };
@@ -205,6 +207,11 @@ int cuda_sync(struct device *device);
 
 /* read_rate.cu */
 double cuda_read_rate(struct device *device);
+
+/* tune.cu */
+int cuda_tune(struct device *device, const struct weight *const *weight, int32_t count, bool logits,
+              int32_t T, char *line);
+int cuda_tuned(struct device *device, const char *line);
 
 /* kv.cu */
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);

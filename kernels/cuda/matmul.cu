@@ -16,7 +16,7 @@
 #include "kernels/cuda/matmul_outlet.cuh"
 
 enum {
-    FEW_TOKENS = 256,
+    FEW_TOKENS = MATMUL_F32_TOKENS,
     FEW_TILES = 4, /* of columns, at most, where tokens are the columns */
 };
 
@@ -353,6 +353,13 @@ static struct matmul_tiles tiles_of(const struct matmul_variant *variant, int32_
     return tiles;
 }
 
+enum { ROW_STEP = 16 }; /* of a tile's rows */
+
+static int32_t rows_least(const struct matmul_variant *variant)
+{
+    return variant->groups > 1 ? variant->groups * GROUP_ROWS : (int32_t)ROW_STEP;
+}
+
 static bool is_for(const struct matmul_variant *variant, const struct matmul &call)
 {
     if (variant->launch[call.f32] == NULL)
@@ -361,25 +368,97 @@ static bool is_for(const struct matmul_variant *variant, const struct matmul &ca
            (call.T <= FEW_TOKENS && call.T <= FEW_TILES * variant->columns);
 }
 
-static struct matmul_choice choose(const struct device *device, const struct matmul &call)
+static struct tuned_product product_of(const struct matmul &call)
 {
-    struct matmul_choice best = {};
+    return {call.f32 ? TUNED_F32 : call.gated ? TUNED_GATED : TUNED_BF16, call.count, call.in};
+}
+
+/* A way as a choice; without a variant where this build, or this product, has none such. */
+static struct matmul_choice choice_of(const struct tuned_way &way, const struct matmul &call)
+{
     for (int32_t v = 0; v < VARIANTS; v++) {
         const struct matmul_variant *variant = &variants[v];
-        int32_t most = variant->groups * GROUP_ROWS;
-        int32_t least = variant->groups > 1 ? most : 16;
+        if (variant->weight_rows == way.few && variant->groups == way.groups &&
+            variant->columns == way.columns && variant->cluster == way.cluster &&
+            variant->panels == way.panels && is_for(variant, call) &&
+            way.tile_rows % ROW_STEP == 0 && way.tile_rows >= rows_least(variant) &&
+            way.tile_rows <= variant->groups * GROUP_ROWS)
+            return {variant, tiles_of(variant, way.tile_rows, call), 0.0};
+    }
+    return {};
+}
+
+static struct tuned_way way_of(const struct matmul_choice &choice)
+{
+    const struct matmul_variant *variant = choice.variant;
+    return {variant->weight_rows, variant->groups, variant->columns,
+            variant->cluster,     variant->panels, choice.tiles.tile_rows};
+}
+
+/* What the table says, if it has the product and a way that there is. */
+static struct matmul_choice tuned_choice(const struct device *device, const struct matmul &call)
+{
+    const struct tuned_product product = product_of(call);
+    const struct tuned_line *line = tuned_find(&device->tuned, &product, call.T);
+    return line == NULL ? matmul_choice{} : choice_of(line->way, call);
+}
+
+/* All that there is for this product, with estimates. */
+static int32_t list_choices(const struct device *device, const struct matmul &call,
+                            struct matmul_choice (&list)[MATMUL_WAYS_MAX])
+{
+    int32_t count = 0;
+    for (int32_t v = 0; v < VARIANTS; v++) {
+        const struct matmul_variant *variant = &variants[v];
         if (!is_for(variant, call))
             continue;
-        for (int32_t rows = most; rows >= least; rows -= 16) {
+        for (int32_t rows = variant->groups * GROUP_ROWS; rows >= rows_least(variant);
+             rows -= ROW_STEP) {
             struct matmul_choice choice = {variant, tiles_of(variant, rows, call), 0.0};
             if (rows < 32 && choice.tiles.column_tiles > 1)
                 continue; /* many small blocks that read the same: slower than its estimate */
             choice.us = estimate(device, variant, choice.tiles, call);
-            if (best.variant == NULL || choice.us < best.us)
-                best = choice;
+            assert(count < MATMUL_WAYS_MAX);
+            list[count++] = choice;
         }
     }
+    return count;
+}
+
+static struct matmul_choice choose(const struct device *device, const struct matmul &call)
+{
+    struct matmul_choice list[MATMUL_WAYS_MAX], best = tuned_choice(device, call);
+    if (best.variant != NULL)
+        return best;
+    int32_t count = list_choices(device, call, list);
+    assert(count > 0);
+    best = list[0];
+    for (int32_t i = 1; i < count; i++)
+        if (list[i].us < best.us)
+            best = list[i];
     return best;
+}
+
+int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
+                         struct tuned_way (&way)[MATMUL_WAYS_MAX])
+{
+    const double slack = 2.0; /* estimates are seldom a tenth off */
+    struct matmul_choice list[MATMUL_WAYS_MAX];
+    int32_t count = list_choices(device, call, list), kept = 0;
+    double least = list[0].us;
+    for (int32_t i = 1; i < count; i++)
+        least = list[i].us < least ? list[i].us : least;
+    for (int32_t i = 0; i < count; i++)
+        if (list[i].us <= slack * least)
+            way[kept++] = way_of(list[i]);
+    return kept;
+}
+
+void cuda_matmul_by(struct device *device, const struct matmul &call, const struct tuned_way &way)
+{
+    struct matmul_choice choice = choice_of(way, call);
+    assert(choice.variant != NULL);
+    choice.variant->launch[call.f32](device, call, choice.tiles);
 }
 
 bool cuda_matmul_fits(const struct device *device, const struct matmul &call)

@@ -22,9 +22,19 @@ struct matmul {
     enum act_kind act;
 };
 
+enum {
+    MATMUL_WAYS_MAX = 64,
+    MATMUL_F32_TOKENS = 256, /* of one launch where out is f32 */
+};
+
 /* Whether this GPU and these rows are what the kernel takes: never a matter of T. */
 bool cuda_matmul_fits(const struct device *device, const struct matmul &call);
 void cuda_matmul(struct device *device, const struct matmul &call);
+/* The ways to make the product that may be the best by estimate, and how many: for tune.cu. */
+int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
+                         struct tuned_way (&way)[MATMUL_WAYS_MAX]);
+/* One of these, whatever the table says. T is at most MATMUL_F32_TOKENS where out is f32. */
+void cuda_matmul_by(struct device *device, const struct matmul &call, const struct tuned_way &way);
 
 /* The same of weights that lie as in their file. */
 bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &call,

@@ -2,6 +2,8 @@
  * same bits whatever is beside it in the step. */
 #include "tests/kernels/harness.h"
 
+#include <errno.h>
+
 enum { TOKENS = 600 };
 
 /* Around the sizes at which a backend goes over to another way. */
@@ -184,12 +186,55 @@ static void shapes_of_models_too(void)
     check_gated(14336, 4096, 2, TOKENS);
 }
 
+/* What a table of ways says changes speed alone. */
+static void check_tuned(int32_t out, int32_t in, bool f32, bool gated)
+{
+    static const int32_t tuned_case[] = {1, 24, 64, 200, 256, 512};
+    struct product p = make(out, in, 1, f32, gated);
+    const struct weight *weight = &p.weight;
+    int32_t most = f32 ? 256 : TOKENS, columns = width(&p);
+    float *all = malloc((size_t)most * (size_t)out * sizeof(*all));
+    float *got = malloc((size_t)most * (size_t)out * sizeof(*got));
+
+    assert(all != NULL && got != NULL);
+    run(&p, all, most);
+    for (size_t i = 0; i < sizeof(tuned_case) / sizeof(*tuned_case); i++) {
+        int32_t T = tuned_case[i];
+        struct tuned_line line;
+        char text[TUNED_TEXT_MAX] = "";
+        if (T > most)
+            continue;
+        EXPECT_INT(subject.ops->tune(p.device, &weight, 1, f32, T, text), ==, 0);
+        EXPECT(tuned_parse(&line, text));
+        EXPECT_INT(line.token_count, ==, T);
+        EXPECT_INT(subject.ops->tuned(p.device, text), ==, 0);
+        run(&p, got, T);
+        EXPECT(memcmp(got, all, (size_t)T * (size_t)columns * sizeof(*got)) == 0);
+    }
+    EXPECT_INT(subject.ops->tuned(p.device, "nothing"), ==, -EINVAL);
+    free(all);
+    free(got);
+    end(&p);
+}
+
+static void a_table_changes_no_bits(void)
+{
+    if (subject.ops->tune == NULL) {
+        test_skipped++;
+        return;
+    }
+    check_tuned(1024, 3072, false, false);
+    check_tuned(6144, 1024, false, true);
+    check_tuned(32000, 1024, true, false);
+}
+
 static void tests(void)
 {
     TEST(a_token_has_the_same_bits_in_any_step);
     TEST(logits_have_the_same_bits_in_any_step);
     TEST(gate_and_up_have_the_same_bits_in_any_step);
     TEST(shapes_of_models_too);
+    TEST(a_table_changes_no_bits);
 }
 
 int main(int argc, char **argv)

@@ -1,0 +1,179 @@
+/* Reading the table of products, and making it; see tune.h. */
+#include "model/tune.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Tokens that lines are made for. */
+static const int32_t token_case[] = {1,   2,   4,   8,   16,  24,  32,   48,   64,   80,   96,  128,
+                                     160, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192};
+enum { TOKEN_CASES = sizeof(token_case) / sizeof(*token_case) };
+
+void tune_device_name(const char *description, char *name, size_t max)
+{
+    snprintf(name, max, "%.*s", (int)strcspn(description, ","), description);
+}
+
+/* ---- reading ---- */
+
+struct reading {
+    const struct device_ops *ops;
+    struct device *device;
+    const char *path;
+    int32_t number; /* of the line */
+    bool named;     /* the device's line was there */
+    char *error;
+    size_t error_bytes;
+};
+
+__attribute__((format(printf, 3, 4))) static int refuse(const struct reading *reading, int status,
+                                                        const char *format, ...)
+{
+    va_list list;
+    int count =
+        snprintf(reading->error, reading->error_bytes, "%s:%d: ", reading->path, reading->number);
+
+    if (count < 0 || (size_t)count >= reading->error_bytes)
+        return status;
+    va_start(list, format);
+    vsnprintf(reading->error + count, reading->error_bytes - (size_t)count, format, list);
+    va_end(list);
+    return status;
+}
+
+static int take_line(struct reading *reading, const char *text)
+{
+    static const char device[] = "device ";
+    char name[128];
+
+    if (text[0] == '\0' || text[0] == '#')
+        return 0;
+    if (!reading->named) {
+        tune_device_name(reading->ops->describe(reading->device), name, sizeof(name));
+        if (strncmp(text, device, strlen(device)) != 0)
+            return refuse(reading, -EINVAL, "a table of quire tune begins with its device");
+        if (strcmp(text + strlen(device), name) != 0)
+            return refuse(reading, -EINVAL, "the table is for %.100s, and this is %s",
+                          text + strlen(device), name);
+        reading->named = true;
+        return 0;
+    }
+    int status = reading->ops->tuned(reading->device, text);
+    if (status == -EINVAL)
+        return refuse(reading, status, "\"%.100s\" is no line of a table of quire tune", text);
+    return status == 0 ? 0 : refuse(reading, status, "no memory for the table");
+}
+
+static int take_file(struct reading *reading, FILE *file)
+{
+    char *text = NULL;
+    size_t max = 0;
+    int status = 0;
+
+    for (ssize_t bytes; status == 0 && (bytes = getline(&text, &max, file)) >= 0;) {
+        reading->number++;
+        if (bytes > 0 && text[bytes - 1] == '\n')
+            text[bytes - 1] = '\0';
+        status = take_line(reading, text);
+    }
+    if (status == 0 && ferror(file))
+        status = refuse(reading, -EIO, "could not be read: %s", strerror(errno));
+    if (status == 0 && !reading->named)
+        status = refuse(reading, -EINVAL, "the table is empty");
+    free(text);
+    return status;
+}
+
+int tune_take(const struct device_ops *ops, struct device *device, const char *path, char *error,
+              size_t error_bytes)
+{
+    struct reading reading = {ops, device, path, 0, false, error, error_bytes};
+
+    if (ops->tuned == NULL) {
+        snprintf(error, error_bytes, "the %s device has one way to make products: no table",
+                 ops->name);
+        return -ENOTSUP;
+    }
+    FILE *file = fopen(path, "r");
+    if (file == NULL) {
+        int status = -errno;
+        snprintf(error, error_bytes, "could not read %s: %s", path, strerror(-status));
+        return status;
+    }
+    int status = take_file(&reading, file);
+    fclose(file);
+    return status;
+}
+
+/* ---- making ---- */
+
+struct making {
+    const struct device_ops *ops;
+    struct device *device;
+    int32_t token_max;
+    void (*line)(void *context, const char *text);
+    void *context;
+    int32_t line_count;
+};
+
+static int measure(struct making *making, const struct weight *const *weight, int32_t count,
+                   bool logits)
+{
+    for (int32_t i = 0; i < TOKEN_CASES && token_case[i] <= making->token_max; i++) {
+        char text[TUNED_TEXT_MAX];
+        int status = making->ops->tune(making->device, weight, count, logits, token_case[i], text);
+        if (status == -ENOTSUP)
+            return 0;
+        if (status != 0)
+            return status;
+        making->line(making->context, text);
+        making->line_count++;
+    }
+    return 0;
+}
+
+static bool is_alike(const struct weight *left, const struct weight *right)
+{
+    return left->out == right->out && left->in == right->in && left->gated == right->gated &&
+           left->part_count == right->part_count && left->part[0].format == right->part[0].format;
+}
+
+/* One of a layer's weights, in all layers where it is as in the first. */
+static int measure_layers(struct making *making, const struct weights *weights, int32_t layer_count,
+                          size_t member)
+{
+    const struct weight **weight = calloc((size_t)layer_count, sizeof(*weight));
+    int32_t count = 0;
+
+    if (weight == NULL)
+        return -ENOMEM;
+    for (int32_t i = 0; i < layer_count; i++) {
+        const struct weight *own =
+            (const struct weight *)((const char *)&weights->layer[i] + member);
+        if (count == 0 || is_alike(own, weight[0]))
+            weight[count++] = own;
+    }
+    int status = measure(making, weight, count, false);
+    free(weight);
+    return status;
+}
+
+int tune_measure(const struct device_ops *ops, struct device *device, const struct weights *weights,
+                 int32_t layer_count, int32_t token_max,
+                 void (*line)(void *context, const char *text), void *context)
+{
+    static const size_t member[] = {
+        offsetof(struct layer_weights, qkv), offsetof(struct layer_weights, attn_output),
+        offsetof(struct layer_weights, gate_up), offsetof(struct layer_weights, down)};
+    struct making making = {ops, device, token_max, line, context, 0};
+    int status = ops->tune == NULL ? -ENOTSUP : 0;
+
+    for (size_t i = 0; i < sizeof(member) / sizeof(*member) && status == 0; i++)
+        status = measure_layers(&making, weights, layer_count, member[i]);
+    if (status == 0)
+        status = measure(&making, &weights->head, 1, true);
+    return status == 0 && making.line_count == 0 ? -ENOTSUP : status;
+}
