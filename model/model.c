@@ -448,6 +448,11 @@ int model_wait(struct model *model, struct batch *batch)
     return rank_wait(model->rank);
 }
 
+int64_t model_graph_count(const struct model *model)
+{
+    return rank_graph_count(model->rank);
+}
+
 int model_tune(struct model *model, void (*line)(void *context, const char *text), void *context)
 {
     char text[sizeof(model->info.device) + 8] = "device ";

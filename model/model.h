@@ -130,6 +130,9 @@ void model_start(struct model *model, struct batch *batch);
 int model_wait(struct model *model, struct batch *batch);
 /* After -EIO: what broke the device, in a line. */
 const char *model_fault(const struct model *model);
+/* Steps whose launches had to be recorded first, which takes a device some milliseconds: the first
+ * ones of their sizes. Any thread. */
+int64_t model_graph_count(const struct model *model);
 
 /* Measures which way the device makes each of the model's products the fastest, while no step
  * runs; `line` gets each line of the table as it is known, from another thread, the device's line

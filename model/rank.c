@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,8 +30,9 @@ struct rank {
     int64_t step_bytes;   /* of the weights, what a step reads */
     double read_rate;
     char description[128];
-    bool graph_fault; /* sticks, as a device's own faults do */
-    char fault[256];  /* why; written once, before the wait that says -EIO returns */
+    atomic_llong graph_count; /* recorded so far */
+    bool graph_fault;         /* sticks, as a device's own faults do */
+    char fault[256];          /* why; written once, before the wait that says -EIO returns */
 
     pthread_t thread;
     pthread_mutex_t lock;
@@ -379,6 +381,7 @@ static void forward_graph(struct rank *rank, struct graph_size size)
     forward(rank, size.T, size.S);
     if (!rank->ops->graph_end(rank->device, key) || !rank->ops->graph_launch(rank->device, key))
         rank->graph_fault = true;
+    atomic_fetch_add_explicit(&rank->graph_count, 1, memory_order_relaxed);
 }
 
 static void issue(struct rank *rank, struct batch *batch)
@@ -538,6 +541,11 @@ double rank_read_rate(const struct rank *rank)
 void rank_describe(const struct rank *rank, char *text, size_t max)
 {
     snprintf(text, max, "%s", rank->description);
+}
+
+int64_t rank_graph_count(const struct rank *rank)
+{
+    return atomic_load_explicit(&rank->graph_count, memory_order_relaxed);
 }
 
 const char *rank_fault(const struct rank *rank)

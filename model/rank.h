@@ -38,6 +38,8 @@ int64_t rank_step_bytes(const struct rank *rank); /* of weights that a step read
 double rank_read_rate(const struct rank *rank);   /* of the device; 0: not measured */
 void rank_describe(const struct rank *rank, char *text, size_t max); /* once loaded */
 
+int64_t rank_graph_count(const struct rank *rank); /* any thread */
+
 /* At most STEP_DEPTH batches between start and wait; they are waited for in order. */
 void rank_start(struct rank *rank, struct batch *batch);
 int rank_wait(struct rank *rank);                /* the oldest one: 0, or -EIO */

@@ -42,6 +42,7 @@ struct turn {
     int64_t report_us;       /* of the last log line; 0: none since work began */
     int64_t output_tokens;   /* since the start */
     int64_t output_counted;  /* of them, those in the metrics */
+    int64_t graphs_counted;  /* steps that were recorded, in the metrics */
     int64_t output_reported; /* of them, those in a log line */
     int64_t prompt_reported;
 };
@@ -524,6 +525,9 @@ void turn_report(struct turn *turn, int64_t now_us)
     metrics_add(METRIC_PREFIX_QUERIES, stats.kv.query_tokens - before->kv.query_tokens);
     metrics_add(METRIC_PREFIX_HITS, stats.kv.hit_tokens - before->kv.hit_tokens);
     metrics_add(METRIC_PREEMPTIONS, stats.preempt_count - before->preempt_count);
+    int64_t graph_count = model_graph_count(turn->model);
+    metrics_add(METRIC_GRAPHS, graph_count - turn->graphs_counted);
+    turn->graphs_counted = graph_count;
     turn->reported = stats;
     if (scheduler_idle(turn->scheduler))
         turn->report_us = 0;

@@ -632,6 +632,12 @@ const struct model_info *model_info(const struct model *model)
     return &model->info;
 }
 
+int64_t model_graph_count(const struct model *model)
+{
+    (void)model;
+    return 0;
+}
+
 int model_tune(struct model *model, void (*line)(void *context, const char *text), void *context)
 {
     (void)model, (void)line, (void)context;
