@@ -238,8 +238,7 @@ void config_print_help(FILE *out, enum config_command command)
     static const char *const what[] = {
         "Serves a model over HTTP, with OpenAI's and vLLM's endpoints.",
         "Measures a model without HTTP; one JSON object a figure on standard output.",
-        "Measures how this GPU makes each of a model's products the fastest. The table, on\n"
-        "standard output, is for --tune-table of the other commands."};
+        "Measures how this GPU makes a model's products the fastest, for --tune-table FILE."};
 
     fprintf(out,
             "quire %s [OPTION...] MODEL\n\n"
