@@ -35,9 +35,6 @@ template <int C> static void narrow_launch(struct device *device, const struct a
     if (!map_pages<C>(device, &keys, call, call.layer.key) ||
         !map_pages<C>(device, &values, call, call.layer.key + call.layer.value_offset))
         return;
-    (void)cuda_check(
-        device, cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-        __func__);
     launch(device, __func__, kernel, shape, call, keys, values);
 }
 

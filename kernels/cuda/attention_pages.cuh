@@ -121,7 +121,7 @@ load_boxes(uint32_t stage, uint32_t barrier, const CUtensorMap &map, struct page
         const int32_t place[5] = {0, position & ((1 << shifts.page) - 1), 0, kv_head,
                                   block_of(window, position >> shifts.page)};
         if (threadIdx.x % WARP == 0)
-            bulk_load_box(stage + (uint32_t)(row * C * 2), &map, place, barrier);
+            bulk_load(stage + (uint32_t)(row * C * 2), &map, place, barrier);
         __syncwarp();
     }
 }

@@ -108,17 +108,6 @@ __device__ static inline void bulk_load_all(uint32_t target, const CUtensorMap *
                  : "memory");
 }
 
-/* A box of a map of five dimensions. */
-__device__ static inline void bulk_load_box(uint32_t target, const CUtensorMap *map,
-                                            const int32_t (&place)[5], uint32_t barrier)
-{
-    asm volatile("cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(target),
-                 "l"(map), "r"(place[0]), "r"(place[1]), "r"(place[2]), "r"(place[3]),
-                 "r"(place[4]), "r"(barrier)
-                 : "memory");
-}
-
 /* `bytes` as they lie; both ends and their number are multiples of 16. */
 __device__ static inline void bulk_copy(uint32_t target, const void *source, uint32_t bytes,
                                         uint32_t barrier)
@@ -224,11 +213,6 @@ __device__ static inline void bulk_load_once(uint32_t, const CUtensorMap *, int3
 
 __device__ static inline void bulk_load_all(uint32_t, const CUtensorMap *, int32_t, int32_t,
                                             uint32_t, uint16_t)
-{
-}
-
-__device__ static inline void bulk_load_box(uint32_t, const CUtensorMap *, const int32_t (&)[5],
-                                            uint32_t)
 {
 }
 

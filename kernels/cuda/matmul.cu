@@ -368,7 +368,7 @@ static bool is_for(const struct matmul_variant *variant, const struct matmul &ca
            (call.T <= FEW_TOKENS && call.T <= FEW_TILES * variant->columns);
 }
 
-static struct tuned_product product_of(const struct matmul &call)
+struct tuned_product cuda_matmul_product(const struct matmul &call)
 {
     return {call.f32 ? TUNED_F32 : call.gated ? TUNED_GATED : TUNED_BF16, call.count, call.in};
 }
@@ -398,7 +398,7 @@ static struct tuned_way way_of(const struct matmul_choice &choice)
 /* What the table says, if it has the product and a way that there is. */
 static struct matmul_choice tuned_choice(const struct device *device, const struct matmul &call)
 {
-    const struct tuned_product product = product_of(call);
+    const struct tuned_product product = cuda_matmul_product(call);
     const struct tuned_line *line = tuned_find(&device->tuned, &product, call.T);
     return line == NULL ? matmul_choice{} : choice_of(line->way, call);
 }

@@ -30,6 +30,8 @@ enum {
 /* Whether this GPU and these rows are what the kernel takes: never a matter of T. */
 bool cuda_matmul_fits(const struct device *device, const struct matmul &call);
 void cuda_matmul(struct device *device, const struct matmul &call);
+/* What a table knows it by. */
+struct tuned_product cuda_matmul_product(const struct matmul &call);
 /* The ways to make the product that may be the best by estimate, and how many: for tune.cu. */
 int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
                          struct tuned_way (&way)[MATMUL_WAYS_MAX]);

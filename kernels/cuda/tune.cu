@@ -138,7 +138,7 @@ static void close_tuning(const struct tuning &tuning)
 }
 
 /* The product that these weights are for. */
-static struct matmul product_of(const struct weight *weight, bool logits, int32_t T)
+static struct matmul call_of(const struct weight *weight, bool logits, int32_t T)
 {
     struct matmul call = {};
     call.weight = weight->part[0].data;
@@ -155,7 +155,7 @@ static struct matmul product_of(const struct weight *weight, bool logits, int32_
 int cuda_tune(struct device *device, const struct weight *const *weight, int32_t count, bool logits,
               int32_t T, char *line)
 {
-    struct tuning tuning = {product_of(weight[0], logits, T), weight, count, NULL, NULL};
+    struct tuning tuning = {call_of(weight[0], logits, T), weight, count, NULL, NULL};
     struct tuned_line found = {};
     bool many = weight[0]->part_count == 1 && weight[0]->part[0].format == FORMAT_BF16 &&
                 !(weight[0]->gated && !weight[0]->interleaved) &&
@@ -171,10 +171,7 @@ int cuda_tune(struct device *device, const struct weight *const *weight, int32_t
     close_tuning(tuning);
     if (status != 0)
         return status;
-    found.product = {logits              ? TUNED_F32
-                     : tuning.call.gated ? TUNED_GATED
-                                         : TUNED_BF16,
-                     tuning.call.count, tuning.call.in};
+    found.product = cuda_matmul_product(tuning.call);
     found.token_count = T;
     tuned_print(&found, line);
     return tuned_add(&device->tuned, &found) ? 0 : -ENOMEM;
