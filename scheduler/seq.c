@@ -40,13 +40,12 @@ bool seq_pool_create(struct seq_pool *pool, int32_t seq_max, int32_t context_max
     memset(pool, 0, sizeof(*pool));
     pool->seq_max = seq_max;
     pool->context_max = context_max;
-    pool->token_stride = ((context_max + 15) / 16 | 1) * 16;
     pool->order_reversed = order_reversed;
     /* Pages of histories are touched when first used; handles are reused last in, first out, so
      * memory follows the most sequences at once, not the limit. */
     pool->seq = calloc((size_t)seq_max, sizeof(*pool->seq));
     pool->group = calloc((size_t)seq_max, sizeof(*pool->group));
-    pool->token = calloc((size_t)seq_max * (size_t)pool->token_stride, sizeof(*pool->token));
+    pool->token = calloc((size_t)seq_max * (size_t)context_max, sizeof(*pool->token));
     if (pool->seq == NULL || pool->group == NULL || pool->token == NULL)
         return false;
     list_init(&pool->free);
@@ -55,7 +54,7 @@ bool seq_pool_create(struct seq_pool *pool, int32_t seq_max, int32_t context_max
     list_init(&pool->leaving);
     list_init(&pool->done);
     for (int32_t i = 0; i < seq_max; i++) {
-        pool->seq[i].token = pool->token + (int64_t)i * pool->token_stride;
+        pool->seq[i].token = pool->token + (int64_t)i * context_max;
         pool->seq[i].slot = SEQ_NONE;
         pool->seq[i].group = SEQ_NONE;
         list_append(pool, &pool->free, i);

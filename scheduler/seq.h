@@ -97,10 +97,9 @@ struct seq_list {
 struct seq_pool {
     struct seq *seq;     /* [seq_max] */
     struct group *group; /* [seq_max] */
-    int32_t *token;      /* [seq_max, token_stride] */
+    int32_t *token;      /* [seq_max, context_max] */
     int32_t seq_max;
     int32_t context_max;
-    int32_t token_stride; /* an odd number of cache lines: ends of histories share no set */
     int64_t arrival_next;
     bool order_reversed;
     int32_t sibling_count; /* sequences in SEQ_SIBLING */
