@@ -105,16 +105,19 @@ static void choose_pool(void)
 }
 
 /* Many siblings of scored prompts that are cached already, in chunks, two plans in flight and a
- * pool that evicts: twins of all kinds. */
+ * pool that evicts: twins of all kinds. The rarest of them needs slots for the siblings and a long
+ * run: one seed in a hundred then meets it, so that 2,000 seeds are sure to. */
 static void choose_twins(void)
 {
     config.kv.block_tokens = 1 << between(0, 1);
     config.kv.block_count = between(10, 40) * config.kv.group_count;
     config.kv.matching = true;
     config.plan_depth = PLAN_DEPTH;
+    config.slot_max = between(4, SLOT_LIMIT);
     config.step_token_max = between(4, 12);
     config.sample_max = between(8, 20);
     config.chunk_token_max = between(2, 6);
+    swarm.job_count = JOB_LIMIT - 1;
     swarm.sibling = 70;
     swarm.score = 60;
     swarm.score_only = 0;
