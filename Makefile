@@ -75,9 +75,11 @@ isa = $(if $(findstring avx512bf16,$(1)),-mavx512f -mavx512bw -mavx512vl -mavx51
 extra = $(if $(filter kernels/% kvcache/% model/% scheduler/%,$(1)),$(PILLAR_CFLAGS)) \
 	$(if $(filter release,$(MODE)),$(if $(filter kernels/%,$(1)),-O3),-O1) $(call isa,$(1))
 
-# Kernels that only Hopper can run (cuda_matmul_fits) are not compiled for others.
-gpus = -gencode arch=compute_90a,code=sm_90a $(if $(findstring cuda/matmul,$(1)),,\
-	-gencode arch=compute_80,code=sm_80 -gencode arch=compute_89,code=sm_89)
+# Kernels that only Hopper runs are not compiled for others. GPUs newer than all of these get theirs
+# from the code of compute_80, by the driver.
+hopper_only = kernels/cuda/matmul.cu kernels/cuda/matmul_packed.cu
+gpus = -gencode arch=compute_90a,code=sm_90a $(if $(filter $(hopper_only),$(1)),,\
+	-gencode arch=compute_80,code=[sm_80,compute_80])
 
 # The commit goes into one file, which is made anew when another one is checked out.
 $(shell mkdir -p $(OUT); echo $(COMMIT) | cmp -s - $(OUT)/commit || echo $(COMMIT) >$(OUT)/commit)
@@ -216,12 +218,13 @@ release-check: ## everything: tests, sanitizers, lint, simulation, mutants, fuzz
 	@$(MAKE) --no-print-directory fuzz
 
 test-cuda: $(OPS) $(GOLDEN) ## the ops and a small model on the GPU of this machine
-	@for t in $(OPS); do $$t --backend cuda || exit 1; done
-	@$(OUT)/tests/golden/test_cuda && $(OUT)/tests/golden/test_truth --device cuda && $(OUT)/tests/golden/test_families --device cuda
+	@for b in cuda portable; do for t in $(OPS); do $$t --backend $$b || exit 1; done; done
+	@$(OUT)/tests/golden/test_cuda && for b in cuda portable; do \
+	$(OUT)/tests/golden/test_truth --device $$b && $(OUT)/tests/golden/test_families --device $$b || exit 1; done
 # One of test_steps' launches is refused on purpose, which is no error to report.
 test-cuda-memcheck: $(OPS) ## the same under compute-sanitizer
-	@for tool in memcheck racecheck synccheck; do for t in $(OPS); do \
-	compute-sanitizer --error-exitcode 1 --report-api-errors no --tool $$tool $$t --backend cuda || exit 1; done; done
+	@for tool in memcheck racecheck synccheck; do for b in cuda portable; do for t in $(OPS); do \
+	compute-sanitizer --error-exitcode 1 --report-api-errors no --tool $$tool $$t --backend $$b || exit 1; done; done; done
 
 ##@ Measure and ship
 .PHONY: bench bench-cuda bundle docs format clean compile_commands.json

@@ -51,6 +51,7 @@ struct device_options {
     int32_t change_max;
     int32_t move_max;
     enum kv_dtype kv_dtype; /* -ENOTSUP from kv_open where the backend has none of it */
+    bool portable;          /* GPU: only kernels that every GPU of the build can run */
 };
 
 /* ---- what a step is: plain data, filled by the engine, good until that step's sync ---- */

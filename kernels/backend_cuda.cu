@@ -180,14 +180,13 @@ static bool pack_part(struct device *device, struct weight::weight_part *part,
 
 /* Eight outputs of gate, the eight of up that go with them, and so on: a thread of the product has
  * both (matmul.cu). True when the parts can be laid out so. */
-static bool interleaves(const struct device *device, const struct weight_source *source,
-                        int32_t part_count)
+static bool interleaves(const struct weight_source *source, int32_t part_count)
 {
     bool even = part_count == 1
                     ? source[0].out % 16 == 0
                     : part_count == 2 && source[0].out == source[1].out && source[0].out % 8 == 0;
-    return even && device->hopper && source[0].format == FORMAT_BF16 &&
-           joined(source, part_count) && source[0].in % CHUNK == 0;
+    return even && source[0].format == FORMAT_BF16 && joined(source, part_count) &&
+           source[0].in % CHUNK == 0;
 }
 
 static bool pack_gated(struct device *device, struct weight *weight,
@@ -240,7 +239,7 @@ static int cuda_weight_pack(struct device *device, struct weight *weight,
         assert(source[i].in == weight->in);
         weight->out += source[i].out;
     }
-    if (gated && interleaves(device, source, part_count)) {
+    if (gated && interleaves(source, part_count)) {
         good = pack_gated(device, weight, source, part_count);
     } else {
         weight->part_count = joined(source, part_count) ? 1 : part_count;
@@ -299,6 +298,8 @@ static void *driver_function(const char *name)
     return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? function : NULL;
 }
 
+enum { PORTABLE_SHARED_BYTES = 99 * 1024 /* of a block on sm_86 and sm_89 */ };
+
 /* Finds the GPU and makes its stream. */
 static cudaError_t find(struct device *device)
 {
@@ -318,10 +319,13 @@ static cudaError_t find(struct device *device)
         error = cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking);
     device->core_count = error == cudaSuccess ? prop.multiProcessorCount : 0;
     device->shared_bytes = error == cudaSuccess ? (int32_t)prop.sharedMemPerBlockOptin : 0;
+    if (device->options.portable && device->shared_bytes > PORTABLE_SHARED_BYTES)
+        device->shared_bytes = PORTABLE_SHARED_BYTES;
     if (error == cudaSuccess)
         device->encode = driver_function("cuTensorMapEncodeTiled");
-    device->overlaps = error == cudaSuccess && prop.major >= 9;
-    device->hopper = error == cudaSuccess && prop.major == 9 && prop.minor == 0;
+    /* newer GPUs have code that the driver makes of sm_80's */
+    device->overlaps = error == cudaSuccess && prop.major == 9 && prop.minor == 0;
+    device->hopper = device->overlaps && device->encode != NULL && !device->options.portable;
     if (error == cudaSuccess)
         (void)snprintf(device->description, sizeof(device->description),
                        "%.100s, compute capability %d.%d, %.1f GiB", prop.name, prop.major,

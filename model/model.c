@@ -51,6 +51,7 @@ static struct device_options device_limits(const struct model_options *options,
         .vocab_count = shape->vocab_count,
         .context_max = context,
         .kv_dtype = options->kv_dtype,
+        .portable = options->portable,
         .history_max = bounded(start_max * context),
         .change_max = bounded(options->slot_max * (blocks_of_a_sequence(options, context) + 1)),
         /* A copy on write for each row, for the block being written and the one after it. */

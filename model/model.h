@@ -25,6 +25,7 @@ struct model_options {
     const char *path; /* a .gguf file (first of a split file), or a Hugging Face folder */
     enum model_device device;
     enum kv_dtype kv_dtype;
+    bool portable;          /* GPU: only kernels that every GPU of the build can run */
     bool dummy_weights;     /* of a folder: random ones in config.json's shape; none are read */
     bool skip_tokenizer;    /* the model has none, whatever its files hold */
     const char *tune_table; /* file of quire tune to be followed, or NULL */

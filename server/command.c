@@ -97,6 +97,7 @@ void command_model_options(const struct config *config, struct model_options *op
         .memory_share = config->gpu_memory_utilization,
         .kv_bytes = config->kv_cache_memory_bytes,
         .kv_dtype = (enum kv_dtype)config->kv_cache_dtype,
+        .portable = config->gpu_kernels == CONFIG_KERNELS_PORTABLE,
         .dummy_weights = config->load_format == CONFIG_LOAD_DUMMY,
         .skip_tokenizer = config->skip_tokenizer_init,
         .tune_table = config->tune_table[0] != '\0' ? config->tune_table : NULL,

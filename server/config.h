@@ -46,6 +46,9 @@
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
     OPTION(DEVICE, STRING, tune_table, "", 0, 0, "",                                               \
            "file that quire tune wrote on this kind of GPU: how products run best")                \
+    OPTION(                                                                                        \
+        DEVICE, CHOICE, gpu_kernels, "auto", 0, 1, "auto|portable",                                \
+        "kernels made for this GPU where there are some, or those that run on any from sm_80 on")  \
     OPTION(DEVICE, REAL, gpu_memory_utilization, "0", 0, 1, "",                                    \
            "share of the device's memory that this server takes at most, refused where others "    \
            "have it (on a CPU: of the free memory); 0: 0.92 on a GPU; 0.5 on a CPU, and a KV "     \
@@ -143,6 +146,7 @@ struct config_list {
 /* Indexes of the CHOICE options. */
 enum config_load { CONFIG_LOAD_AUTO, CONFIG_LOAD_DUMMY };
 enum config_device { CONFIG_DEVICE_AUTO, CONFIG_DEVICE_CPU, CONFIG_DEVICE_CUDA };
+enum config_kernels { CONFIG_KERNELS_AUTO, CONFIG_KERNELS_PORTABLE };
 enum config_log_level { CONFIG_LOG_ERROR, CONFIG_LOG_WARN, CONFIG_LOG_INFO, CONFIG_LOG_DEBUG };
 enum config_log_format { CONFIG_LOG_TEXT, CONFIG_LOG_JSON };
 

@@ -2,12 +2,12 @@
  * first position to the token's own, all read from the cache.
  *
  * Two variants. `tensor`: kernels that take items off the step's work list, one the wide tiles
- * (prompts, here), another the narrow ones (decode, attention_narrow.cu); each is launched where
- * the step has such items. attention.cuh tells what they share and why bits do not depend on the
- * list. `plain`: for the other head widths and for small pages, and the simplest statement of what
- * is computed. Which of the two runs depends on the model's shape, the page and the GPU alone,
- * never on the step. On Hopper the prompts of most widths go to a kernel of their own instead
- * (attention_prompt.cu).
+ * (prompts), another the narrow ones (decode); each is launched where the step has such items.
+ * attention.cuh tells what they share and why bits do not depend on the list. Hopper has kernels
+ * of its own for both (attention_prompt.cu, attention_narrow.cu) where pages are large enough; else
+ * it is attention_wide.cuh and attention_narrow_sm80.cu. `plain`: for the other head widths, and
+ * the simplest statement of what is computed. Which of them runs depends on the model's shape, the
+ * page and the GPU alone, never on the step.
  */
 #include "kernels/cuda/attention_pages.cuh"
 #include "kernels/cuda/attention_wide.cuh"
@@ -17,37 +17,28 @@
 
 /* ---- tensor ---- */
 
-enum { CORE_THREADS = 256, SHARED_BYTES_MAX = 227 * 1024 };
+enum { HOPPER_SHARED_BYTES = 227 * 1024 };
 
 /* Takes wide items until there are none. */
-template <int C>
-__device__ static void wide_work(wide_shared<C> &shared, const struct attention_call &call,
-                                 int32_t *next)
-{
-    constexpr int32_t THREADS = wide_shape<C>::THREADS;
-    int32_t count = call.work.plan->wide_count, item_count = count * call.args.kv_head_count;
-    while (count > 0) {
-        if (threadIdx.x == 0)
-            *next = atomicAdd(&call.work.ticket[0], 1);
-        wide_sync<THREADS>();
-        int32_t i = *next;
-        wide_sync<THREADS>();
-        if (i >= item_count)
-            break;
-        /* neighbours share a head, so that its keys and values stay in the cache of the GPU */
-        wide_item<C>(shared, call, call.work.wide[i % count], i / count);
-    }
-}
-
-template <int C>
-__global__ void __launch_bounds__(CORE_THREADS, 1)
-    tensor_kernel(const __grid_constant__ struct attention_call call)
+template <int C, int W>
+__global__ void __launch_bounds__(W *WARP, 1)
+    wide_kernel(const __grid_constant__ struct attention_call call)
 {
     extern __shared__ __align__(1024) uint8_t memory[];
     __shared__ int32_t next;
-    wide_shared<C> &shared = *reinterpret_cast<wide_shared<C> *>(memory);
-    if (threadIdx.x < wide_shape<C>::THREADS)
-        wide_work<C>(shared, call, &next);
+    wide_shared<C, W> &shared = *reinterpret_cast<wide_shared<C, W> *>(memory);
+    int32_t count = call.work.plan->wide_count, item_count = count * call.args.kv_head_count;
+    while (count > 0) {
+        if (threadIdx.x == 0)
+            next = atomicAdd(&call.work.ticket[0], 1);
+        __syncthreads();
+        int32_t i = next;
+        __syncthreads();
+        if (i >= item_count)
+            break;
+        /* neighbours share a head, so that its keys and values stay in the cache of the GPU */
+        wide_item<C, W>(shared, call, call.work.wide[i % count], i / count);
+    }
     __syncthreads();
     if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
         call.work.ticket[0] = 0; /* for the next launch */
@@ -146,15 +137,50 @@ struct attention_variant {
     void (*launch)(struct device *device, const struct attention_call &call, int32_t T);
 };
 
-template <int C> static void wide_launch(struct device *device, const struct attention_call &call)
+template <int C, int W>
+static void wide_launch(struct device *device, const struct attention_call &call)
 {
-    int32_t bytes = (int32_t)sizeof(wide_shared<C>);
-    static_assert(sizeof(wide_shared<C>) <= SHARED_BYTES_MAX, "a block has a core's memory");
+    int32_t bytes = (int32_t)sizeof(wide_shared<C, W>);
     (void)cuda_check(
         device,
-        cudaFuncSetAttribute(tensor_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+        cudaFuncSetAttribute(wide_kernel<C, W>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
         __func__);
-    tensor_kernel<C><<<device->core_count, CORE_THREADS, bytes, device->stream>>>(call);
+    wide_kernel<C, W><<<device->core_count, W * WARP, bytes, device->stream>>>(call);
+}
+
+/* Bulk copies bring whole runs of a page. */
+static bool by_bulk(const struct device *device)
+{
+    return device->hopper && device->shared_bytes >= HOPPER_SHARED_BYTES && pages_fit(device);
+}
+
+/* How many warps share a wide item, by what a block's memory holds; 0: it holds none. */
+template <int C> static int32_t wide_warps(const struct device *device)
+{
+    if (C <= 192 && device->shared_bytes >= (int32_t)sizeof(wide_shared<C, 8>))
+        return 8;
+    return device->shared_bytes >= (int32_t)sizeof(wide_shared<C, 4>) ? 4 : 0;
+}
+
+template <int C> static void wide_items(struct device *device, const struct attention_call &call)
+{
+    int32_t warps = wide_warps<C>(device);
+    if (by_bulk(device) && cuda_attention_prompt_fits(device, C))
+        cuda_attention_prompt(device, call);
+    else if (C <= 192 && warps == 8)
+        wide_launch<C, C <= 192 ? 8 : 4>(device, call);
+    else if (warps == 4)
+        wide_launch<C, 4>(device, call);
+    else
+        cuda_attention_narrow_sm80(device, call, true);
+}
+
+template <int C> static int32_t wide_item_rows(const struct device *device)
+{
+    if (by_bulk(device) && cuda_attention_prompt_fits(device, C))
+        return prompt_item_rows(C);
+    int32_t warps = wide_warps<C>(device);
+    return warps > 0 ? warps * 16 : (int32_t)NARROW_ROWS;
 }
 
 /* How many items there are is known on the device, of which kinds here too. */
@@ -163,20 +189,17 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
 {
     (void)T;
     struct attention_call call = wanted;
-    struct attention_key key = {call.group, call.args.window, wide_shape<C>::ROWS};
+    struct attention_key key = {call.group, call.args.window, wide_item_rows<C>(device)};
     struct attention_kinds kinds = cuda_attention_kinds(device, call.group);
     if (!kinds.wide && !kinds.narrow)
         return;
-    bool apart = cuda_attention_prompt_fits(device, C);
-    if (apart)
-        key.wide_rows = prompt_item_rows(C);
     call.work = cuda_attention_work(device, key);
-    if (kinds.wide && apart)
-        cuda_attention_prompt(device, call);
-    else if (kinds.wide)
-        wide_launch<C>(device, call);
-    if (kinds.narrow)
+    if (kinds.wide)
+        wide_items<C>(device, call);
+    if (kinds.narrow && by_bulk(device))
         cuda_attention_narrow(device, call);
+    else if (kinds.narrow)
+        cuda_attention_narrow_sm80(device, call, false);
 }
 
 static bool tensor_fits(const struct device *device, const struct attention_args *args,
@@ -184,7 +207,7 @@ static bool tensor_fits(const struct device *device, const struct attention_args
 {
     return args->head_width == variant->head_width && args->scale > 0.0f &&
            args->head_count / args->kv_head_count <= GROUP_MAX &&
-           device->shared_bytes >= SHARED_BYTES_MAX && pages_fit(device);
+           device->shared_bytes >= ATTENTION_SHARED_LEAST;
 }
 
 static void plain_launch(struct device *device, const struct attention_call &call, int32_t T)

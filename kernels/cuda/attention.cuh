@@ -18,6 +18,7 @@
 
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/kv.cuh"
+#include "kernels/cuda/mma.cuh"
 
 enum {
     KV_TILE = 64,
@@ -70,7 +71,7 @@ struct attention_key {
 /* As kernels see it. */
 struct attention_work {
     struct attention_plan *plan;
-    struct attention_item *wide;   /* [token_max + slot_max] */
+    struct attention_item *wide;   /* see cuda_attention_bytes */
     struct attention_item *narrow; /* [narrow_max] the largest first */
     struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
@@ -94,31 +95,6 @@ __device__ static inline float exp2_fast(float value)
     return result;
 }
 
-/* d += a . b: a 16x16, b 16x8 */
-__device__ static inline void mma(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1)
-{
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-        "{%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-__device__ static inline void load_matrices(uint32_t (&r)[4], uint32_t address)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
-
-__device__ static inline void load_matrices_turned(uint32_t (&r)[4], uint32_t address)
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
-
 /* Two floats to f16, `low` in the lower half. */
 __device__ static inline uint32_t pack_half(float low, float high)
 {
@@ -133,24 +109,6 @@ __device__ static inline uint32_t pack_query(uint32_t pair)
     float2 value = unpack_bf16(pair);
     return pack_half(fminf(fmaxf(value.x, -65504.0f), 65504.0f),
                      fminf(fmaxf(value.y, -65504.0f), 65504.0f));
-}
-
-/* 16 bytes to shared memory without waiting; zeros where `bytes` is 0. */
-__device__ static inline void copy_async(uint32_t target, const void *source, int32_t bytes)
-{
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(target),
-                 "l"(source), "r"(bytes)
-                 : "memory");
-}
-
-__device__ static inline void copy_commit(void)
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-
-template <int PENDING> __device__ static inline void copy_wait(void)
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
 }
 
 __device__ static inline float quad_max(float value)

@@ -171,6 +171,10 @@ __device__ static inline float quotient(float value, float factor, float sum)
 
 /* attention_narrow.cu: the narrow items of the work list. */
 void cuda_attention_narrow(struct device *device, const struct attention_call &call);
+/* attention_narrow_sm80.cu: the same on other GPUs; or the wide ones, in tiles of NARROW_ROWS. */
+enum { ATTENTION_SHARED_LEAST = 99 * 1024 /* that a block may have on any GPU */ };
+void cuda_attention_narrow_sm80(struct device *device, const struct attention_call &call,
+                                bool wide);
 /* attention_prompt.cu: the wide items of the work list, of so many rows, where it fits: 64 for each
  * warpgroup, of which a multiprocessor's registers hold three at width 64, two at others. */
 enum { PROMPT_GROUP_ROWS = 64 };

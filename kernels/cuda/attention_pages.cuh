@@ -129,8 +129,7 @@ load_boxes(uint32_t stage, uint32_t barrier, const CUtensorMap &map, struct page
 /* On the host. */
 static inline bool pages_fit(const struct device *device)
 {
-    return device->hopper && device->encode != NULL &&
-           device->kv_shape.block_tokens >= BOX_ROWS_MIN;
+    return device->hopper && device->kv_shape.block_tokens >= BOX_ROWS_MIN;
 }
 
 /* Of keys, or of values where `first` is theirs. */

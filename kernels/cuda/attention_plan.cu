@@ -372,7 +372,8 @@ static struct attention_sizes sizes_of(const struct device *device, const struct
     struct attention_sizes sizes = {};
     size_t tiles = (size_t)options->slot_max * NARROW_TILES_MAX;
     size_t partials = (size_t)ceil_div(options->context_max, PARTIAL_TOKENS);
-    sizes.wide = (size_t)options->token_max + (size_t)options->slot_max;
+    /* tiles of at least NARROW_ROWS of a token's GROUP_MAX rows or fewer */
+    sizes.wide = (size_t)options->token_max * (GROUP_MAX / NARROW_ROWS) + (size_t)options->slot_max;
     sizes.narrow = tiles * (partials + 1);
     sizes.merge = tiles;
     sizes.slots = tiles * partials < SLOTS_MAX ? tiles * partials : (size_t)SLOTS_MAX;

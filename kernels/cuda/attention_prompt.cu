@@ -76,7 +76,7 @@ template <int C> static void prompt_launch(struct device *device, const struct a
 bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width)
 {
     bool width = head_width == 64 || head_width == 128 || head_width == 192;
-    return width && device->hopper && device->encode != NULL;
+    return width && device->hopper;
 }
 
 void cuda_attention_prompt(struct device *device, const struct attention_call &call)

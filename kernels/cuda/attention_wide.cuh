@@ -1,5 +1,5 @@
-/* A wide item where attention_prompt.cu does not fit: 16 query rows a warp, four or eight warps on
- * the same keys and values, all partials.
+/* A wide item where attention_prompt.cu does not fit: 16 query rows a warp, W warps on the same
+ * keys and values, all partials.
  *
  * The tile of the matrix unit is flash attention's: scores, weights and values of a warp's rows
  * stay in its registers. Values of the partials before are in shared memory, a place a thread.
@@ -12,25 +12,19 @@
 
 enum { WIDE_STAGES = 2, SUM_PARTS = KV_TILE / 16, SCORE_TILES = KV_TILE / 8 };
 
-template <int C> struct wide_shape {
-    static constexpr int32_t WARPS = C <= 192 ? 8 : 4;
+template <int C, int W> struct wide_shape {
+    static constexpr int32_t WARPS = W;
     static constexpr int32_t THREADS = WARPS * WARP;
     static constexpr int32_t ROWS = WARPS * 16;
     static constexpr bool QUERY_SHARED = C > 192; /* else in registers */
 };
 
-template <int C> struct wide_shared {
+template <int C, int W> struct wide_shared {
     alignas(1024) uint8_t stage[WIDE_STAGES][2 * tile_layout<C>::BYTES];
-    float total[C / 2][wide_shape<C>::THREADS]; /* of the partials before; a place a thread */
-    uint4 query[wide_shape<C>::QUERY_SHARED ? C / 16 : 1][wide_shape<C>::THREADS];
+    float total[C / 2][wide_shape<C, W>::THREADS]; /* of the partials before; a place a thread */
+    uint4 query[wide_shape<C, W>::QUERY_SHARED ? C / 16 : 1][wide_shape<C, W>::THREADS];
     int64_t offset[WIDE_STAGES][KV_TILE];
 };
-
-/* Barrier 0 is the whole block's, 1 and 2 are the narrow items'. */
-template <int THREADS> __device__ static inline void wide_sync(void)
-{
-    asm volatile("bar.sync 3, %0;" ::"n"(THREADS) : "memory");
-}
 
 template <int C> struct wide_state {
     float value[C / 8][4];
@@ -40,26 +34,26 @@ template <int C> struct wide_state {
     bool folded; /* `total` holds something */
 };
 
-template <int C>
+template <int C, int W>
 __device__ static inline void wide_query(uint32_t (&a)[4], const uint32_t (&held)[C / 16][4],
-                                         const wide_shared<C> &shared, int32_t k)
+                                         const wide_shared<C, W> &shared, int32_t k)
 {
     uint4 own = {held[k][0], held[k][1], held[k][2], held[k][3]};
-    if (wide_shape<C>::QUERY_SHARED)
+    if (wide_shape<C, W>::QUERY_SHARED)
         own = shared.query[k][threadIdx.x];
     a[0] = own.x, a[1] = own.y, a[2] = own.z, a[3] = own.w;
 }
 
-template <int C>
+template <int C, int W>
 __device__ static inline void wide_scores(float (&score)[SCORE_TILES][4],
                                           const uint32_t (&held)[C / 16][4],
-                                          const wide_shared<C> &shared, uint32_t keys)
+                                          const wide_shared<C, W> &shared, uint32_t keys)
 {
     int32_t lane = threadIdx.x % WARP, r = lane / 16 * 8 + lane % 8;
 #pragma unroll
     for (int32_t k = 0; k < C / 16; k++) {
         uint32_t query[4];
-        wide_query<C>(query, held, shared, k);
+        wide_query<C, W>(query, held, shared, k);
 #pragma unroll
         for (int32_t n = 0; n < SCORE_TILES; n += 2) {
             uint32_t b[4];
@@ -156,8 +150,8 @@ template <int C> __device__ static inline void wide_clear(wide_state<C> &state)
 
 /* Folds the partial into those before it; into nothing it is a copy. `state.value` then has what
  * shared memory has. */
-template <int C>
-__device__ static inline void wide_fold(wide_state<C> &state, wide_shared<C> &shared)
+template <int C, int W>
+__device__ static inline void wide_fold(wide_state<C> &state, wide_shared<C, W> &shared)
 {
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
@@ -180,10 +174,10 @@ __device__ static inline void wide_fold(wide_state<C> &state, wide_shared<C> &sh
     }
 }
 
-template <int C>
-__device__ static inline void wide_close(wide_state<C> &state, wide_shared<C> &shared)
+template <int C, int W>
+__device__ static inline void wide_close(wide_state<C> &state, wide_shared<C, W> &shared)
 {
-    wide_fold<C>(state, shared);
+    wide_fold<C, W>(state, shared);
 #pragma unroll
     for (int32_t n = 0; n < C / 8; n++)
 #pragma unroll
@@ -193,12 +187,12 @@ __device__ static inline void wide_close(wide_state<C> &state, wide_shared<C> &s
     wide_clear<C>(state);
 }
 
-template <int C>
-__device__ static inline void wide_finish(wide_state<C> &state, wide_shared<C> &shared,
+template <int C, int W>
+__device__ static inline void wide_finish(wide_state<C> &state, wide_shared<C, W> &shared,
                                           const struct attention_call &call,
                                           const struct query_row (&row)[2])
 {
-    wide_fold<C>(state, shared);
+    wide_fold<C, W>(state, shared);
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
         if (row[i].query == NULL)
@@ -237,16 +231,16 @@ __device__ static inline struct warp_view view_of(const struct attention_call &c
 }
 
 /* One tile of keys and values, for a warp that sees some of it. */
-template <int C>
+template <int C, int W>
 __device__ static inline void
-wide_tile(wide_state<C> &state, const wide_shared<C> &shared, const struct attention_call &call,
+wide_tile(wide_state<C> &state, const wide_shared<C, W> &shared, const struct attention_call &call,
           uint32_t (&query)[C / 16][4], const struct query_row (&row)[2],
           const struct warp_view &view, int32_t position, int32_t stage)
 {
     uint32_t keys = (uint32_t)__cvta_generic_to_shared(shared.stage[stage]);
     float score[SCORE_TILES][4] = {};
     uint32_t weight[SUM_PARTS][4];
-    wide_scores<C>(score, query, shared, keys);
+    wide_scores<C, W>(score, query, shared, keys);
     if (position < view.all_low || position + KV_TILE - 1 > view.all_high ||
         call.args.softcap > 0.0f)
         wide_mask(score, call.args, row, position + threadIdx.x % 4 * 2);
@@ -255,12 +249,12 @@ wide_tile(wide_state<C> &state, const wide_shared<C> &shared, const struct atten
     wide_values<C>(state, weight, keys + tile_layout<C>::BYTES);
 }
 
-template <int C>
+template <int C, int W>
 __device__ static inline void
-wide_walk(wide_state<C> &state, wide_shared<C> &shared, const struct attention_call &call,
+wide_walk(wide_state<C> &state, wide_shared<C, W> &shared, const struct attention_call &call,
           const struct attention_tile &tile, const struct query_row (&row)[2])
 {
-    constexpr int32_t THREADS = wide_shape<C>::THREADS;
+    constexpr int32_t THREADS = wide_shape<C, W>::THREADS;
     constexpr uint32_t STAGE_BYTES = 2 * tile_layout<C>::BYTES;
     int32_t thread = threadIdx.x;
     int32_t first = tile.begin / KV_TILE, count = (tile.end - 1) / KV_TILE + 1 - first;
@@ -270,21 +264,21 @@ wide_walk(wide_state<C> &state, wide_shared<C> &shared, const struct attention_c
     if (thread < WIDE_STAGES * KV_TILE)
         shared.offset[thread / KV_TILE][thread % KV_TILE] =
             key_offset(call, tile, first * KV_TILE + thread);
-    wide_sync<THREADS>();
+    __syncthreads();
     load_tile<C, THREADS>(stages, shared.offset[0], call.layer);
     copy_commit();
     uint32_t query[C / 16][4];
 #pragma unroll
     for (int32_t k = 0; k < C / 16; k++) {
         query_step(query[k], row, k);
-        if (wide_shape<C>::QUERY_SHARED)
+        if (wide_shape<C, W>::QUERY_SHARED)
             shared.query[k][thread] = {query[k][0], query[k][1], query[k][2], query[k][3]};
     }
 
     for (int32_t i = 0; i < count; i++) {
         int32_t position = (first + i) * KV_TILE;
         copy_wait<0>();
-        wide_sync<THREADS>();
+        __syncthreads();
         if (i + 1 < count)
             load_tile<C, THREADS>(stages + (i + 1) % WIDE_STAGES * STAGE_BYTES,
                                   shared.offset[(i + 1) % WIDE_STAGES], call.layer);
@@ -293,29 +287,30 @@ wide_walk(wide_state<C> &state, wide_shared<C> &shared, const struct attention_c
                              ? key_offset(call, tile, position + WIDE_STAGES * KV_TILE + thread)
                              : 0;
         if (i > 0 && position % call.work.partial_tokens == 0)
-            wide_close<C>(state, shared);
+            wide_close<C, W>(state, shared);
         if (position <= view.high && position + KV_TILE > view.low)
-            wide_tile<C>(state, shared, call, query, row, view, position, i % WIDE_STAGES);
+            wide_tile<C, W>(state, shared, call, query, row, view, position, i % WIDE_STAGES);
         if (thread < KV_TILE)
             shared.offset[i % WIDE_STAGES][thread] = offset;
     }
 }
 
-template <int C>
-__device__ static inline void wide_item(wide_shared<C> &shared, const struct attention_call &call,
+template <int C, int W>
+__device__ static inline void wide_item(wide_shared<C, W> &shared,
+                                        const struct attention_call &call,
                                         struct attention_item item, int32_t kv_head)
 {
     int32_t r = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-    struct attention_tile tile = tile_of(call, item, kv_head, wide_shape<C>::ROWS);
+    struct attention_tile tile = tile_of(call, item, kv_head, wide_shape<C, W>::ROWS);
     struct query_row row[2] = {row_of(call, tile, r), row_of(call, tile, r + 8)};
     wide_state<C> state;
     wide_clear<C>(state);
     state.folded = false;
     for (int32_t i = 0; i < 2; i++)
         state.before[i] = {-CUDART_INF_F, 0.0f};
-    wide_walk<C>(state, shared, call, tile, row);
-    wide_finish<C>(state, shared, call, row);
-    wide_sync<wide_shape<C>::THREADS>(); /* the stages are free for the next item */
+    wide_walk<C, W>(state, shared, call, tile, row);
+    wide_finish<C, W>(state, shared, call, row);
+    __syncthreads(); /* the stages are free for the next item */
 }
 
 #endif

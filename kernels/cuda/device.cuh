@@ -150,7 +150,7 @@ struct device {
     int32_t core_count;   /* multiprocessors */
     int32_t shared_bytes; /* that a block may have */
     bool overlaps;        /* kernels may begin while the one before them ends (launch.cuh) */
-    bool hopper;          /* sm_90a: wgmma and bulk copies */
+    bool hopper;          /* kernels of sm_90a may run: wgmma, bulk copies by tensor maps */
     void *encode;         /* the driver's maker of tensor maps (matmul.cu), or NULL */
 
     void **memory; /* [memory_count] for close */

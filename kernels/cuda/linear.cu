@@ -3,14 +3,13 @@
  * A warp makes one output o for a tile of TOKENS tokens, so that a weight is dequantised once
  * for all of them; a block is WARPS outputs. Lane l adds k = l, l + 32, ... in this order and
  * the lanes are joined by a butterfly: the order depends on `in` alone, never on T or the tile.
- * The plain version, for other GPUs and rows that do not come in chunks: matmul.cu and
- * matmul_packed.cu have the rest.
+ * The plain version, for rows that do not come in chunks: matmul*.cu have the rest.
  */
 #include "kernels/cuda/activation.cuh"
-#include "kernels/cuda/dequantise.cuh"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul.cuh"
 #include "kernels/cuda/reduce.cuh"
+#include "kernels/cuda/unpack.cuh"
 
 #include <assert.h>
 
@@ -73,13 +72,37 @@ static void plain(struct device *device, enum format format, const struct matmul
     }
 }
 
-/* One part of a weight: on the tensor cores where this GPU and these rows are for them. */
+static void tensor(struct device *device, const struct matmul &call)
+{
+    if (device->hopper)
+        cuda_matmul(device, call);
+    else
+        cuda_matmul_sm80(device, call);
+}
+
+static void tensor_packed(struct device *device, const struct matmul &call, enum format format)
+{
+    if (device->hopper)
+        cuda_matmul_packed(device, call, format);
+    else
+        cuda_matmul_packed_sm80(device, call, format);
+}
+
+bool cuda_matmul_packed_fits(const struct matmul &call, enum format format)
+{
+    struct matmul rows = call;
+    rows.weight = NULL; /* which may lie anywhere */
+    return cuda_matmul_fits(rows) && call.in % format_info(format)->block_values == 0 &&
+           call.in % RUN == 0;
+}
+
+/* One part of a weight: on the tensor cores where these rows are for them. */
 static void part(struct device *device, enum format format, const struct matmul &call)
 {
-    if (format == FORMAT_BF16 && cuda_matmul_fits(device, call))
-        cuda_matmul(device, call);
-    else if (format != FORMAT_BF16 && cuda_matmul_packed_fits(device, call, format))
-        cuda_matmul_packed(device, call, format);
+    if (format == FORMAT_BF16 && cuda_matmul_fits(call))
+        tensor(device, call);
+    else if (format != FORMAT_BF16 && cuda_matmul_packed_fits(call, format))
+        tensor_packed(device, call, format);
     else if (call.f32)
         plain<float>(device, format, call);
     else
@@ -141,8 +164,8 @@ void cuda_gated_linear(struct device *device, struct activation out, struct acti
     struct matmul call = call_of(out.data, out.stride, x, weight, T);
     call.gated = true;
     call.act = act;
-    assert(cuda_matmul_fits(device, call)); /* activations come in chunks, or pack would not have */
-    cuda_matmul(device, call);
+    assert(cuda_matmul_fits(call)); /* activations come in chunks, or pack would not have */
+    tensor(device, call);
 }
 
 void cuda_logits(struct device *device, float *logits, struct activation x,

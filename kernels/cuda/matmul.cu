@@ -461,14 +461,6 @@ void cuda_matmul_by(struct device *device, const struct matmul &call, const stru
     choice.variant->launch[call.f32](device, call, choice.tiles);
 }
 
-bool cuda_matmul_fits(const struct device *device, const struct matmul &call)
-{
-    return device->hopper && device->encode != NULL && call.in % CHUNK == 0 &&
-           call.count % CHUNK == 0 && (uintptr_t)call.weight % 16 == 0 &&
-           in_chunks(call.x, call.x_stride, call.in) && call.out_stride % CHUNK == 0 &&
-           (uintptr_t)call.out % 16 == 0;
-}
-
 void cuda_matmul(struct device *device, const struct matmul &call)
 {
     for (int32_t first = 0; first < call.T;) {

@@ -23,13 +23,29 @@ struct matmul {
 };
 
 enum {
+    DEPTH = 64,            /* columns of `in` a stage: 128 bytes, as wide as they are swizzled */
+    ROW_BYTES = DEPTH * 2, /* of a stage */
     MATMUL_WAYS_MAX = 64,
     MATMUL_F32_TOKENS = 256, /* of one launch where out is f32 */
 };
 
-/* Whether this GPU and these rows are what the kernel takes: never a matter of T. */
-bool cuda_matmul_fits(const struct device *device, const struct matmul &call);
+__device__ static inline float finished(float value, float bias, float softcap)
+{
+    value += bias;
+    return softcap > 0.0f ? softcap * tanhf(value / softcap) : value;
+}
+
+/* Whether these rows are what the kernels take: never a matter of T. */
+static inline bool cuda_matmul_fits(const struct matmul &call)
+{
+    return call.in % CHUNK == 0 && call.count % CHUNK == 0 && (uintptr_t)call.weight % 16 == 0 &&
+           in_chunks(call.x, call.x_stride, call.in) && call.out_stride % CHUNK == 0 &&
+           (uintptr_t)call.out % 16 == 0;
+}
+
+/* Hopper's, and any GPU's from sm_80 on. */
 void cuda_matmul(struct device *device, const struct matmul &call);
+void cuda_matmul_sm80(struct device *device, const struct matmul &call);
 /* What a table knows it by. */
 struct tuned_product cuda_matmul_product(const struct matmul &call);
 /* The ways to make the product that may be the best by estimate, and how many: for tune.cu. */
@@ -39,8 +55,8 @@ int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
 void cuda_matmul_by(struct device *device, const struct matmul &call, const struct tuned_way &way);
 
 /* The same of weights that lie as in their file. */
-bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &call,
-                             enum format format);
+bool cuda_matmul_packed_fits(const struct matmul &call, enum format format);
 void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format);
+void cuda_matmul_packed_sm80(struct device *device, const struct matmul &call, enum format format);
 
 #endif

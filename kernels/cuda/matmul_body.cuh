@@ -13,9 +13,7 @@
 
 enum {
     WARPGROUP = 128,
-    DEPTH = 64,            /* columns of `in` a stage: 128 bytes, as wide as they are swizzled */
-    ROW_BYTES = DEPTH * 2, /* of a stage */
-    GROUP_ROWS = 64,       /* that a warpgroup multiplies */
+    GROUP_ROWS = 64, /* that a warpgroup multiplies */
     STAGES_MAX = 32,
     SHARED_MAX = 227 * 1024 - 1024, /* without barriers */
     SHARED_ALIGN = 1024,
@@ -131,12 +129,6 @@ __device__ static inline void multiply(float (&sum)[N / 8][4], struct ring &ring
     wgmma_wait_but<0>();
     wgmma_hold<N / 8>(sum);
     release<CLUSTER>(empty + before * 8);
-}
-
-__device__ static inline float finished(float value, float bias, float softcap)
-{
-    value += bias;
-    return softcap > 0.0f ? softcap * tanhf(value / softcap) : value;
 }
 
 __device__ static inline uint32_t turned(uint32_t pair)

@@ -9,23 +9,8 @@
  * bf16 costs 2^-9 of it at most, as rounding the activation that it meets does; a quantised one is
  * 2^-5 of it or more off the trained one.
  */
-#include "kernels/cuda/dequantise.cuh"
 #include "kernels/cuda/matmul_body.cuh"
-
-enum {
-    RUN = 32,             /* values that a thread dequantises at once */
-    UNIT_BYTES_MAX = 280, /* of a row: 256 values of eight bits and their scales */
-    BULK_ALIGN = 16,
-};
-
-/* How the weight lies in memory and in the ring of units. */
-struct packed_weight {
-    const uint8_t *data; /* [count] rows of row_bytes */
-    int64_t row_bytes;
-    enum format format;
-    int32_t unit_values, unit_bytes;
-    int32_t raw_stride; /* bytes between the rows of a unit: an odd number of BULK_ALIGN */
-};
+#include "kernels/cuda/unpack.cuh"
 
 /* With one warpgroup that multiplies, or two. */
 template <int GROUPS> struct packed_ring {
@@ -52,12 +37,6 @@ template <int GROUPS> __device__ static inline void producers_sync(void)
     asm volatile("bar.sync 1, %0;" ::"n"(THREADS) : "memory");
 }
 
-__device__ static inline const uint8_t *unit_start(const struct packed_weight &weight, int32_t row,
-                                                   int32_t unit)
-{
-    return weight.data + row * weight.row_bytes + (int64_t)unit * weight.unit_bytes;
-}
-
 /* Asks for a unit of the tile's rows, a thread a row: whole sixteens of bytes, so that some before
  * and behind come too. */
 template <int N>
@@ -79,165 +58,6 @@ __device__ static void ask(const struct packed_weight &weight, const struct matm
     bytes = (bytes + BULK_ALIGN - 1) / BULK_ALIGN * BULK_ALIGN;
     barrier_expect(barrier, bytes);
     bulk_copy(raw + thread * weight.raw_stride, start - before, bytes, barrier);
-}
-
-/* Four bytes at an even address. */
-__device__ static inline uint32_t word_at(const uint8_t *at)
-{
-    const uint16_t *half = (const uint16_t *)at;
-    return half[0] | (uint32_t)half[1] << 16;
-}
-
-/* Byte `i` of a word, 0 .. 255, as a float: an exact sum, where a conversion would be slow. */
-__device__ static inline float byte_value(uint32_t word, int32_t i)
-{
-    return __uint_as_float(__byte_perm(word, 0x4b000000, 0x7440 | i)) - 8388608.0f;
-}
-
-/* Run `run` of a unit. The formats that models are most often in have a way of their own, with the
- * products and sums of `dequantise`. */
-template <enum format F>
-__device__ static inline void unpack(float (&value)[RUN], const uint8_t *unit, int32_t run)
-{
-    constexpr int32_t VALUES = format_size<F>::VALUES;
-    constexpr int32_t BYTES = format_size<F>::BYTES;
-    if (VALUES >= RUN) {
-        const uint8_t *block = unit + run * RUN / VALUES * BYTES;
-        int32_t first = run * RUN % VALUES;
-#pragma unroll
-        for (int32_t i = 0; i < RUN; i++)
-            value[i] = dequantise<F>(block, first + i);
-    } else {
-#pragma unroll
-        for (int32_t i = 0; i < RUN; i++)
-            value[i] = dequantise<F>(unit + (run * RUN + i) * BYTES, 0);
-    }
-}
-
-template <>
-__device__ inline void unpack<FORMAT_Q4_0>(float (&value)[RUN], const uint8_t *unit, int32_t run)
-{
-    const uint8_t *block = unit + run * format_size<FORMAT_Q4_0>::BYTES;
-    float scale = read_f16(block);
-#pragma unroll
-    for (int32_t w = 0; w < 4; w++) {
-        uint32_t pairs = word_at(block + 2 + 4 * w);
-        uint32_t low = pairs & 0x0f0f0f0f, high = pairs >> 4 & 0x0f0f0f0f;
-#pragma unroll
-        for (int32_t i = 0; i < 4; i++) {
-            value[4 * w + i] = __fmul_rn(scale, byte_value(low, i) - 8.0f);
-            value[4 * w + i + 16] = __fmul_rn(scale, byte_value(high, i) - 8.0f);
-        }
-    }
-}
-
-template <>
-__device__ inline void unpack<FORMAT_Q8_0>(float (&value)[RUN], const uint8_t *unit, int32_t run)
-{
-    const uint8_t *block = unit + run * format_size<FORMAT_Q8_0>::BYTES;
-    float scale = read_f16(block);
-#pragma unroll
-    for (int32_t w = 0; w < 8; w++) {
-        uint32_t word = word_at(block + 2 + 4 * w) ^ 0x80808080u;
-#pragma unroll
-        for (int32_t i = 0; i < 4; i++)
-            value[4 * w + i] = __fmul_rn(scale, byte_value(word, i) - 128.0f);
-    }
-}
-
-/* Of Q4_K and Q5_K: q of 32 values, their scale and minimum. */
-__device__ static inline void unpack_k(float (&value)[RUN], const uint8_t *block, int32_t run,
-                                       const uint32_t (&q)[8])
-{
-    float scale = __fmul_rn(read_f16(block), (float)k_scale(block + 4, run));
-    float minimum = __fmul_rn(read_f16(block + 2), (float)k_minimum(block + 4, run));
-#pragma unroll
-    for (int32_t w = 0; w < 8; w++)
-#pragma unroll
-        for (int32_t i = 0; i < 4; i++)
-            value[4 * w + i] = __fsub_rn(__fmul_rn(scale, byte_value(q[w], i)), minimum);
-}
-
-template <>
-__device__ inline void unpack<FORMAT_Q4_K>(float (&value)[RUN], const uint8_t *unit, int32_t run)
-{
-    const uint8_t *pairs = unit + 16 + 32 * (run / 2);
-    uint32_t q[8];
-#pragma unroll
-    for (int32_t w = 0; w < 8; w++)
-        q[w] = word_at(pairs + 4 * w) >> (run % 2 * 4) & 0x0f0f0f0f;
-    unpack_k(value, unit, run, q);
-}
-
-template <>
-__device__ inline void unpack<FORMAT_Q5_K>(float (&value)[RUN], const uint8_t *unit, int32_t run)
-{
-    const uint8_t *pairs = unit + 48 + 32 * (run / 2);
-    uint32_t q[8];
-#pragma unroll
-    for (int32_t w = 0; w < 8; w++)
-        q[w] = (word_at(pairs + 4 * w) >> (run % 2 * 4) & 0x0f0f0f0f) |
-               (word_at(unit + 16 + 4 * w) >> run & 0x01010101) << 4;
-    unpack_k(value, unit, run, q);
-}
-
-template <>
-__device__ inline void unpack<FORMAT_Q6_K>(float (&value)[RUN], const uint8_t *unit, int32_t run)
-{
-    int32_t half = run / 4, quarter = run % 4;
-    const uint8_t *low = unit + 64 * half + 32 * (quarter % 2), *high = unit + 128 + 32 * half;
-    float scale = read_f16(unit + 208);
-#pragma unroll
-    for (int32_t w = 0; w < 8; w++) {
-        float own = __fmul_rn(scale, (float)(int8_t)unit[192 + 2 * run + w / 4]);
-        uint32_t q = (word_at(low + 4 * w) >> (quarter / 2 * 4) & 0x0f0f0f0f) |
-                     (word_at(high + 4 * w) >> (2 * quarter) & 0x03030303) << 4;
-#pragma unroll
-        for (int32_t i = 0; i < 4; i++)
-            value[4 * w + i] = __fmul_rn(own, byte_value(q, i) - 32.0f);
-    }
-}
-
-template <>
-__device__ inline void unpack<FORMAT_F16>(float (&value)[RUN], const uint8_t *unit, int32_t run)
-{
-#pragma unroll
-    for (int32_t i = 0; i < RUN / 2; i++) {
-        float2 two = __half22float2(((const __half2 *)unit)[run * (RUN / 2) + i]);
-        value[2 * i] = two.x;
-        value[2 * i + 1] = two.y;
-    }
-}
-
-__device__ static inline void unpack_any(float (&value)[RUN], enum format format,
-                                         const uint8_t *unit, int32_t run)
-{
-    switch (format) {
-#define FORMAT(constant, name, id, values, bytes)                                                  \
-    case constant:                                                                                 \
-        unpack<constant>(value, unit, run);                                                        \
-        break;
-        FORMATS(FORMAT)
-#undef FORMAT
-    case FORMAT_COUNT:
-        break;
-    }
-}
-
-/* Half a row of the stage, four chunks of 16 bytes in their swizzled places. */
-__device__ static inline void put_run(uint32_t rows, int32_t r, int32_t half,
-                                      const float (&value)[RUN])
-{
-#pragma unroll
-    for (int32_t c = 0; c < RUN / CHUNK; c++) {
-        uint32_t address = rows + r * ROW_BYTES + ((half * 4 + c) ^ (r & 7)) * 16;
-        asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address),
-                     "r"(pack_bf16(value[c * 8], value[c * 8 + 1])),
-                     "r"(pack_bf16(value[c * 8 + 2], value[c * 8 + 3])),
-                     "r"(pack_bf16(value[c * 8 + 4], value[c * 8 + 5])),
-                     "r"(pack_bf16(value[c * 8 + 6], value[c * 8 + 7]))
-                     : "memory");
-    }
 }
 
 /* Dequantises the columns of one stage. Rows are a power of two. */
@@ -417,26 +237,9 @@ static void packed(struct device *device, const struct packed_weight &weight,
         packed_launch<2, 128, F32>(device, weight, call, 2 * GROUP_ROWS);
 }
 
-bool cuda_matmul_packed_fits(const struct device *device, const struct matmul &call,
-                             enum format format)
-{
-    return device->hopper && device->encode != NULL && call.in % RUN == 0 &&
-           call.in % format_info(format)->block_values == 0 && call.count % CHUNK == 0 &&
-           in_chunks(call.x, call.x_stride, call.in) && call.out_stride % CHUNK == 0 &&
-           (uintptr_t)call.out % 16 == 0;
-}
-
 void cuda_matmul_packed(struct device *device, const struct matmul &call, enum format format)
 {
-    struct packed_weight weight = {};
-    weight.data = (const uint8_t *)call.weight;
-    weight.row_bytes = (int64_t)format_row_bytes(format, call.in);
-    weight.format = format;
-    weight.unit_values = 256;
-    while (format_row_bytes(format, weight.unit_values) > UNIT_BYTES_MAX)
-        weight.unit_values /= 2;
-    weight.unit_bytes = (int32_t)format_row_bytes(format, weight.unit_values);
-    weight.raw_stride = ((weight.unit_bytes + 2 * (BULK_ALIGN - 1)) / BULK_ALIGN | 1) * BULK_ALIGN;
+    struct packed_weight weight = packed_weight_of(call, format);
     if (call.f32)
         packed<true>(device, weight, call);
     else

@@ -157,14 +157,14 @@ int cuda_tune(struct device *device, const struct weight *const *weight, int32_t
 {
     struct tuning tuning = {call_of(weight[0], logits, T), weight, count, NULL, NULL};
     struct tuned_line found = {};
-    bool many = weight[0]->part_count == 1 && weight[0]->part[0].format == FORMAT_BF16 &&
-                !(weight[0]->gated && !weight[0]->interleaved) &&
-                !(logits && T > MATMUL_F32_TOKENS);
+    bool many =
+        device->hopper && weight[0]->part_count == 1 && weight[0]->part[0].format == FORMAT_BF16 &&
+        !(weight[0]->gated && !weight[0]->interleaved) && !(logits && T > MATMUL_F32_TOKENS);
     assert(count > 0 && T > 0);
     if (!many)
         return -ENOTSUP;
     int status = open_tuning(device, &tuning);
-    if (status == 0 && !cuda_matmul_fits(device, tuning.call))
+    if (status == 0 && !cuda_matmul_fits(tuning.call))
         status = -ENOTSUP;
     if (status == 0)
         status = find_fastest(device, tuning, &found.way);

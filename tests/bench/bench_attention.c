@@ -1,7 +1,7 @@
 /* Speed of attention on the GPU, in the shape of Llama 3.1 8B: JSON lines, one a case; nothing on a
  * machine without a GPU.
  *
- *     bench_attention [smoke]
+ *     bench_attention [smoke|portable]
  *
  * A step runs the op for a few layers in turn, so that what one read is not in the cache for the
  * next; a case's time is the difference between steps with many calls and with few, over the
@@ -212,6 +212,8 @@ static void run_smoke(void)
 
 int main(int argc, char **argv)
 {
-    (void)run_cuda(argc > 1 && strcmp(argv[1], "smoke") == 0 ? run_smoke : run_all);
+    const char *how = argc > 1 ? argv[1] : "";
+
+    (void)run_cuda(strcmp(how, "smoke") == 0 ? run_smoke : run_all, strcmp(how, "portable") == 0);
     return test_check_failed > 0;
 }

@@ -13,6 +13,7 @@ enum { DRIVER_SLOTS = 32, DRIVER_BLOCKS = 1024, DRIVER_BLOCK_TOKENS = 16, DRIVER
 
 /* What driver_open opens. */
 static enum model_device driver_device = MODEL_DEVICE_CPU;
+static bool driver_portable; /* a GPU without kernels of its own */
 static enum kv_dtype driver_kv = KV_AUTO;
 static bool driver_skips_tokenizer, driver_is_dummy;
 
@@ -47,6 +48,7 @@ static inline bool driver_open(struct driver *driver, const char *path, int32_t 
         .path = path,
         .device = driver_device,
         .kv_dtype = driver_kv,
+        .portable = driver_portable,
         .skip_tokenizer = driver_skips_tokenizer,
         .dummy_weights = driver_is_dummy,
         .context_max = 0,
@@ -66,6 +68,16 @@ static inline bool driver_open(struct driver *driver, const char *path, int32_t 
         return true;
     printf("%s\n", error);
     return false;
+}
+
+/* Takes `--device cuda`, or `--device portable`: a GPU with the kernels that any has. */
+static inline void driver_arguments(int argc, char **argv)
+{
+    const char *device = argc == 3 && strcmp(argv[1], "--device") == 0 ? argv[2] : "cpu";
+
+    driver_portable = strcmp(device, "portable") == 0;
+    driver_device =
+        driver_portable || strcmp(device, "cuda") == 0 ? MODEL_DEVICE_CUDA : MODEL_DEVICE_CPU;
 }
 
 /* All blocks and slots are free again; `stride`, which is odd, gives another order of blocks. */

@@ -627,11 +627,10 @@ static void run(void)
     free(data);
 }
 
-/* test_families [--device cuda] */
+/* test_families [--device cuda|portable] */
 int main(int argc, char **argv)
 {
-    if (argc == 3 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0)
-        driver_device = MODEL_DEVICE_CUDA;
+    driver_arguments(argc, argv);
     for (size_t i = 0; i < sizeof(families) / sizeof(*families); i++) {
         family = families[i];
         run();

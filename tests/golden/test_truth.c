@@ -1,6 +1,7 @@
 /* The real model against f32 truth: prompt scores, likeliest tokens and greedy continuations, the
  * truth's tokens fed step by step; and the same bits alone, in a batch, in chunks, with other
- * blocks and with two steps in flight. `--device cuda` judges a GPU, which must then be there. */
+ * blocks and with two steps in flight. `--device cuda` (or `portable`) judges a GPU, which must
+ * then be there. */
 #include "tests/golden/driver.h"
 
 #include <cjson/cJSON.h>
@@ -261,11 +262,9 @@ static void a_preemption_gives_the_same_bits(void)
 
 int main(int argc, char **argv)
 {
-    bool cuda = argc == 3 && strcmp(argv[1], "--device") == 0 && strcmp(argv[2], "cuda") == 0;
-
-    driver_device = cuda ? MODEL_DEVICE_CUDA : MODEL_DEVICE_CPU;
+    driver_arguments(argc, argv);
     open_model();
-    if (cuda && missing != NULL) {
+    if (driver_device == MODEL_DEVICE_CUDA && missing != NULL) {
         printf("%s\n", missing);
         return 1;
     }

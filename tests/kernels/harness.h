@@ -21,6 +21,7 @@ struct subject {
     double tolerance; /* of activations */
     double loose;     /* where what is stored between is rounded, and a neighbour may be hit */
     enum reference_rounding cache; /* of keys and values */
+    bool portable;                 /* only the kernels of any GPU */
 };
 static struct subject subject;
 
@@ -65,9 +66,11 @@ static inline float *random_floats(uint64_t *state, int64_t count, float scale)
 static inline struct device *open_device(const struct device_options *options)
 {
     struct device *device = NULL;
+    struct device_options own = *options;
     char error[256] = "";
 
-    if (subject.ops->open(&device, options, error, sizeof(error)) != 0) {
+    own.portable = subject.portable;
+    if (subject.ops->open(&device, &own, error, sizeof(error)) != 0) {
         printf("%s does not open: %s\n", subject.name, error);
         exit(1);
     }
@@ -193,14 +196,16 @@ static inline void run_cpu(test_list *tests)
     }
 }
 
-/* False where this build or this machine has none. */
-static inline bool run_cuda(test_list *tests)
+/* With the kernels made for this GPU, or with those for any. False where this build or this machine
+ * has none. */
+static inline bool run_cuda(test_list *tests, bool portable)
 {
     struct device_options options = small_options();
     struct device *device = NULL;
     char error[256] = "";
 
     subject = (struct subject){.ops = backend_cuda(),
+                               .portable = portable,
                                .name = "cuda",
                                .tolerance = 2e-2,
                                .loose = 4e-2,
@@ -210,25 +215,32 @@ static inline bool run_cuda(test_list *tests)
         return false;
     }
     subject.ops->close(device);
+    if (portable)
+        (void)snprintf(subject.name, sizeof(subject.name), "cuda, portable");
     if (subject.ops->activation_bytes == sizeof(float))
         subject.tolerance = 2e-3;
     tests();
     return true;
 }
 
-/* `--backend cpu` or `--backend cuda`; without it, all that are here. Exit code of main. */
+/* `--backend cpu`, `cuda` or `portable` (CUDA without a GPU's own kernels); without it, all that
+ * are here. Exit code of main. */
 static inline int run_subjects(int argc, char **argv, test_list *tests)
 {
     const char *only = argc == 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : NULL;
 
     if (argc != 1 && only == NULL) {
-        printf("usage: %s [--backend cpu|cuda]\n", argv[0]);
+        printf("usage: %s [--backend cpu|cuda|portable]\n", argv[0]);
         return 2;
     }
     if (only == NULL || strcmp(only, "cpu") == 0)
         run_cpu(tests);
     if (only == NULL || strcmp(only, "cuda") == 0) {
-        if (!run_cuda(tests) && only != NULL)
+        if (!run_cuda(tests, false) && only != NULL)
+            return 1;
+    }
+    if (only == NULL || strcmp(only, "portable") == 0) {
+        if (!run_cuda(tests, true) && only != NULL)
             return 1;
     }
     return test_report();

@@ -219,7 +219,7 @@ static void check_tuned(int32_t out, int32_t in, bool f32, bool gated)
 
 static void a_table_changes_no_bits(void)
 {
-    if (subject.ops->tune == NULL) {
+    if (subject.ops->tune == NULL || subject.portable) { /* Hopper's products have ways */
         test_skipped++;
         return;
     }

@@ -206,7 +206,7 @@ static float *rope_table(struct world *w)
     return target;
 }
 
-static const struct device_options options = {
+static struct device_options options = {
     .thread_count = 2,
     .slot_max = SLOTS,
     .token_max = TOKENS,
@@ -748,12 +748,13 @@ static void the_backend_agrees_with_the_cpu(void)
     EXPECT(most < 1e-2 * unit);
 }
 
-static void run_backend(const struct device_ops *backend, bool required)
+static void run_backend(const struct device_ops *backend, bool required, bool portable)
 {
     struct device *device = NULL;
     char error[256];
 
     ops = backend;
+    options.portable = portable;
     int status = ops->open(&device, &options, error, sizeof(error));
     if (status != 0) {
         printf("%s %s: %s\n", required ? "FAILED" : "skipped", ops->name, error);
@@ -782,8 +783,10 @@ int main(int argc, char **argv)
     const char *only = argc == 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : NULL;
 
     if (only == NULL || strcmp(only, "cpu") == 0)
-        run_backend(backend_cpu(), true);
+        run_backend(backend_cpu(), true, false);
     if (backend_cuda() != NULL && (only == NULL || strcmp(only, "cuda") == 0))
-        run_backend(backend_cuda(), only != NULL);
+        run_backend(backend_cuda(), only != NULL, false);
+    if (backend_cuda() != NULL && (only == NULL || strcmp(only, "portable") == 0))
+        run_backend(backend_cuda(), only != NULL, true);
     return test_report();
 }
