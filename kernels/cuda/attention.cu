@@ -25,14 +25,13 @@ __global__ void __launch_bounds__(W *WARP, 1)
     wide_kernel(const __grid_constant__ struct attention_call call)
 {
     extern __shared__ __align__(1024) uint8_t memory[];
-    __shared__ int32_t next;
     wide_shared<C, W> &shared = *reinterpret_cast<wide_shared<C, W> *>(memory);
     int32_t count = call.work.plan->wide_count, item_count = count * call.args.kv_head_count;
     while (count > 0) {
         if (threadIdx.x == 0)
-            next = atomicAdd(&call.work.ticket[0], 1);
+            shared.next = atomicAdd(&call.work.ticket[0], 1);
         __syncthreads();
-        int32_t i = next;
+        int32_t i = shared.next;
         __syncthreads();
         if (i >= item_count)
             break;

@@ -17,13 +17,17 @@ template <int C, int W> struct wide_shape {
     static constexpr int32_t THREADS = WARPS * WARP;
     static constexpr int32_t ROWS = WARPS * 16;
     static constexpr bool QUERY_SHARED = C > 192; /* else in registers */
+    static constexpr int32_t QUERIES = QUERY_SHARED ? C / 16 : 1;
+    static constexpr int32_t QUERY_THREADS = QUERY_SHARED ? THREADS : 1;
 };
 
 template <int C, int W> struct wide_shared {
     alignas(1024) uint8_t stage[WIDE_STAGES][2 * tile_layout<C>::BYTES];
     float total[C / 2][wide_shape<C, W>::THREADS]; /* of the partials before; a place a thread */
-    uint4 query[wide_shape<C, W>::QUERY_SHARED ? C / 16 : 1][wide_shape<C, W>::THREADS];
+    /* of a warp's rows, where registers do not hold them */
+    uint4 query[wide_shape<C, W>::QUERIES][wide_shape<C, W>::QUERY_THREADS];
     int64_t offset[WIDE_STAGES][KV_TILE];
+    int32_t next; /* item */
 };
 
 template <int C> struct wide_state {
