@@ -298,8 +298,6 @@ static void *driver_function(const char *name)
     return error == cudaSuccess && found == cudaDriverEntryPointSuccess ? function : NULL;
 }
 
-enum { PORTABLE_SHARED_BYTES = 99 * 1024 /* of a block on sm_86 and sm_89 */ };
-
 /* Finds the GPU and makes its stream. */
 static cudaError_t find(struct device *device)
 {
@@ -319,8 +317,8 @@ static cudaError_t find(struct device *device)
         error = cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking);
     device->core_count = error == cudaSuccess ? prop.multiProcessorCount : 0;
     device->shared_bytes = error == cudaSuccess ? (int32_t)prop.sharedMemPerBlockOptin : 0;
-    if (device->options.portable && device->shared_bytes > PORTABLE_SHARED_BYTES)
-        device->shared_bytes = PORTABLE_SHARED_BYTES;
+    if (device->options.portable && device->shared_bytes > SHARED_BYTES_LEAST)
+        device->shared_bytes = SHARED_BYTES_LEAST;
     if (error == cudaSuccess)
         device->encode = driver_function("cuTensorMapEncodeTiled");
     /* newer GPUs have code that the driver makes of sm_80's */

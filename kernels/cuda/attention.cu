@@ -154,10 +154,11 @@ static bool by_bulk(const struct device *device)
 }
 
 /* How many warps share a wide item, by what a block's memory holds; 0: it holds none. */
+template <int C> constexpr int32_t wide_warps_max = C <= 192 ? 8 : 4;
 template <int C> static int32_t wide_warps(const struct device *device)
 {
-    if (C <= 192 && device->shared_bytes >= (int32_t)sizeof(wide_shared<C, 8>))
-        return 8;
+    if (device->shared_bytes >= (int32_t)sizeof(wide_shared<C, wide_warps_max<C>>))
+        return wide_warps_max<C>;
     return device->shared_bytes >= (int32_t)sizeof(wide_shared<C, 4>) ? 4 : 0;
 }
 
@@ -166,8 +167,8 @@ template <int C> static void wide_items(struct device *device, const struct atte
     int32_t warps = wide_warps<C>(device);
     if (by_bulk(device) && cuda_attention_prompt_fits(device, C))
         cuda_attention_prompt(device, call);
-    else if (C <= 192 && warps == 8)
-        wide_launch<C, C <= 192 ? 8 : 4>(device, call);
+    else if (warps == wide_warps_max<C>)
+        wide_launch<C, wide_warps_max<C>>(device, call);
     else if (warps == 4)
         wide_launch<C, 4>(device, call);
     else
@@ -206,7 +207,7 @@ static bool tensor_fits(const struct device *device, const struct attention_args
 {
     return args->head_width == variant->head_width && args->scale > 0.0f &&
            args->head_count / args->kv_head_count <= GROUP_MAX &&
-           device->shared_bytes >= ATTENTION_SHARED_LEAST;
+           device->shared_bytes >= SHARED_BYTES_LEAST;
 }
 
 static void plain_launch(struct device *device, const struct attention_call &call, int32_t T)
@@ -225,13 +226,10 @@ static bool plain_fits(const struct device *device, const struct attention_args 
 
 /* The first that fits. */
 static const struct attention_variant variants[] = {
-    {"tensor 64", 64, tensor_fits, tensor_launch<64>},
-    {"tensor 80", 80, tensor_fits, tensor_launch<80>},
-    {"tensor 96", 96, tensor_fits, tensor_launch<96>},
-    {"tensor 128", 128, tensor_fits, tensor_launch<128>},
-    {"tensor 192", 192, tensor_fits, tensor_launch<192>},
-    {"tensor 256", 256, tensor_fits, tensor_launch<256>},
-    {"plain", 0, plain_fits, plain_launch},
+#define WIDTH(width) {"tensor " #width, width, tensor_fits, tensor_launch<width>},
+    TENSOR_WIDTHS(WIDTH)
+#undef WIDTH
+        {"plain", 0, plain_fits, plain_launch},
 };
 enum { VARIANTS = sizeof(variants) / sizeof(*variants) };
 

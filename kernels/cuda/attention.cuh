@@ -30,6 +30,9 @@ enum {
 
 static_assert(PARTIAL_TOKENS % KV_TILE == 0, "a tile belongs to one partial");
 
+/* Head widths that have kernels on tensor cores. */
+#define TENSOR_WIDTHS(WIDTH) WIDTH(64) WIDTH(80) WIDTH(96) WIDTH(128) WIDTH(192) WIDTH(256)
+
 enum { PARTIAL_ALL = -1 }; /* an item goes through all partials of its tile */
 
 /* Blocks of narrow items on a multiprocessor. */

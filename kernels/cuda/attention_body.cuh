@@ -145,6 +145,50 @@ __device__ static inline void advance(struct running &state, float tile_maximum,
     state.maximum = maximum;
 }
 
+/* ---- of narrow items: a warp has 16 positions of a tile, a thread rows g and g + 8 ---- */
+
+/* Positions that a row sees. */
+struct row_view {
+    int32_t low, high;
+};
+
+/* Cap, mask, maximum of the warp's positions for row g + 8 i. */
+template <bool CAPPED>
+__device__ static inline float narrow_mask(float (&score)[2][4], const struct attention_args &args,
+                                           struct row_view row, int32_t i, int32_t position)
+{
+    float maximum = -CUDART_INF_F;
+#pragma unroll
+    for (int32_t j = 0; j < 4; j++) {
+        float &own = score[j / 2][2 * i + j % 2];
+        int32_t at = position + j / 2 * 8 + j % 2;
+        if (CAPPED)
+            own = capped(own, args);
+        own = at >= row.low && at <= row.high ? own : -CUDART_INF_F;
+        maximum = fmaxf(maximum, own);
+    }
+    return quad_max(maximum);
+}
+
+/* The weights of row g + 8 i in one tile, whose maximum over all warps is `most`; the row's state
+ * goes on. */
+__device__ static inline void narrow_weigh(struct running &row, float &row_sum,
+                                           uint32_t (&packed)[4], const float (&score)[2][4],
+                                           float most, float scale, int32_t i)
+{
+    float weight[4];
+    advance(row, most, scale);
+#pragma unroll
+    for (int32_t j = 0; j < 4; j++)
+        weight[j] = weight_of(score[j / 2][2 * i + j % 2], scale, row.base);
+    float sum = __fadd_rn(__fadd_rn(__fadd_rn(weight[0], weight[1]), weight[2]), weight[3]);
+    row_sum = __fmaf_rn(row_sum, row.factor, sum);
+    packed[i] = pack_half(weight[0], weight[1]);
+    packed[i + 2] = pack_half(weight[2], weight[3]);
+}
+
+/* ---- of all items ---- */
+
 /* What a row has when all its partials are folded. */
 struct row_total {
     float maximum, sum;
@@ -172,7 +216,6 @@ __device__ static inline float quotient(float value, float factor, float sum)
 /* attention_narrow.cu: the narrow items of the work list. */
 void cuda_attention_narrow(struct device *device, const struct attention_call &call);
 /* attention_narrow_sm80.cu: the same on other GPUs; or the wide ones, in tiles of NARROW_ROWS. */
-enum { ATTENTION_SHARED_LEAST = 99 * 1024 /* that a block may have on any GPU */ };
 void cuda_attention_narrow_sm80(struct device *device, const struct attention_call &call,
                                 bool wide);
 /* attention_prompt.cu: the wide items of the work list, of so many rows, where it fits: 64 for each

@@ -41,24 +41,12 @@ template <int C> static void narrow_launch(struct device *device, const struct a
 void cuda_attention_narrow(struct device *device, const struct attention_call &call)
 {
     switch (call.args.head_width) {
-    case 64:
-        narrow_launch<64>(device, call);
+#define WIDTH(width)                                                                               \
+    case width:                                                                                    \
+        narrow_launch<width>(device, call);                                                        \
         break;
-    case 80:
-        narrow_launch<80>(device, call);
-        break;
-    case 96:
-        narrow_launch<96>(device, call);
-        break;
-    case 128:
-        narrow_launch<128>(device, call);
-        break;
-    case 192:
-        narrow_launch<192>(device, call);
-        break;
-    case 256:
-        narrow_launch<256>(device, call);
-        break;
+        TENSOR_WIDTHS(WIDTH)
+#undef WIDTH
     default:
         assert(false);
     }

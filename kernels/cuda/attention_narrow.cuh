@@ -108,46 +108,6 @@ narrow_scores(float (&score)[SPAN_TILES][2][4], const uint32_t (&query)[C / 16][
         release_stage<C>(shared, stage[i]);
 }
 
-/* Positions that a row sees. */
-struct row_view {
-    int32_t low, high;
-};
-
-/* Cap, mask, maximum of the warp's positions for row g + 8 i. */
-template <bool CAPPED>
-__device__ static inline float narrow_mask(float (&score)[2][4], const struct attention_args &args,
-                                           struct row_view row, int32_t i, int32_t position)
-{
-    float maximum = -CUDART_INF_F;
-#pragma unroll
-    for (int32_t j = 0; j < 4; j++) {
-        float &own = score[j / 2][2 * i + j % 2];
-        int32_t at = position + j / 2 * 8 + j % 2;
-        if (CAPPED)
-            own = capped(own, args);
-        own = at >= row.low && at <= row.high ? own : -CUDART_INF_F;
-        maximum = fmaxf(maximum, own);
-    }
-    return quad_max(maximum);
-}
-
-/* The weights of row g + 8 i in one tile; the row's state goes on. */
-template <int C>
-__device__ static inline void narrow_weigh(narrow_state<C> &state, uint32_t (&packed)[4],
-                                           const float (&score)[2][4], float4 maximum, float scale,
-                                           int32_t i)
-{
-    float weight[4];
-    advance(state.row[i], fmaxf(fmaxf(maximum.x, maximum.y), fmaxf(maximum.z, maximum.w)), scale);
-#pragma unroll
-    for (int32_t j = 0; j < 4; j++)
-        weight[j] = weight_of(score[j / 2][2 * i + j % 2], scale, state.row[i].base);
-    float sum = __fadd_rn(__fadd_rn(__fadd_rn(weight[0], weight[1]), weight[2]), weight[3]);
-    state.sum[i] = __fmaf_rn(state.sum[i], state.row[i].factor, sum);
-    packed[i] = pack_half(weight[0], weight[1]);
-    packed[i + 2] = pack_half(weight[2], weight[3]);
-}
-
 /* From a span's scores to its weights in shared memory, and the factors that go before each tile;
  * after a partial's last span also the sums. Rows g + 8 are there where the item is tall. */
 template <int C, bool CAPPED>
@@ -179,7 +139,9 @@ narrow_softmax(narrow_state<C> &state, float (&score)[SPAN_TILES][2][4], narrow_
         for (int32_t i = 0; i < 2; i++) {
             if (i == 1 && !tall)
                 break;
-            narrow_weigh<C>(state, packed, score[t], shared.maximum[t][g + 8 * i], call.scale, i);
+            float4 most = shared.maximum[t][g + 8 * i];
+            narrow_weigh(state.row[i], state.sum[i], packed, score[t],
+                         fmaxf(fmaxf(most.x, most.y), fmaxf(most.z, most.w)), call.scale, i);
             if (warp == 0 && lane % 4 == 0)
                 shared.factor[t][g + 8 * i] = state.row[i].factor;
         }

@@ -106,15 +106,8 @@ __device__ static inline void sm80_mask(float (&score)[2][4], sm80_shared<C> &sh
     int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
-        float maximum = -CUDART_INF_F;
-#pragma unroll
-        for (int32_t j = 0; j < 4; j++) {
-            float &own = score[j / 2][2 * i + j % 2];
-            int32_t at = position + warp * 16 + lane % 4 * 2 + j / 2 * 8 + j % 2;
-            own = at >= row[i].low && at <= row[i].high ? capped(own, args) : -CUDART_INF_F;
-            maximum = fmaxf(maximum, own);
-        }
-        maximum = quad_max(maximum);
+        float maximum = narrow_mask<true>(score, args, {row[i].low, row[i].high}, i,
+                                          position + warp * 16 + lane % 4 * 2);
         if (lane % 4 == 0)
             shared.maximum[warp][lane / 4 + 8 * i] = maximum;
     }
@@ -130,18 +123,11 @@ __device__ static inline void sm80_weigh(sm80_state<C> &state, const float (&sco
 #pragma unroll
     for (int32_t i = 0; i < 2; i++) {
         int32_t r = lane / 4 + 8 * i;
-        float most = shared.maximum[0][r], weight[4];
+        float most = shared.maximum[0][r];
 #pragma unroll
         for (int32_t w = 1; w < NARROW_WARPS; w++)
             most = fmaxf(most, shared.maximum[w][r]);
-        advance(state.row[i], most, scale);
-#pragma unroll
-        for (int32_t j = 0; j < 4; j++)
-            weight[j] = weight_of(score[j / 2][2 * i + j % 2], scale, state.row[i].base);
-        float sum = __fadd_rn(__fadd_rn(__fadd_rn(weight[0], weight[1]), weight[2]), weight[3]);
-        state.sum[i] = __fmaf_rn(state.sum[i], state.row[i].factor, sum);
-        packed[i] = pack_half(weight[0], weight[1]);
-        packed[i + 2] = pack_half(weight[2], weight[3]);
+        narrow_weigh(state.row[i], state.sum[i], packed, score, most, scale, i);
     }
     shared.weight[warp][lane] = {packed[0], packed[1], packed[2], packed[3]};
 }
@@ -393,7 +379,7 @@ static void sm80_launch(struct device *device, const struct attention_call &call
     struct launch_shape items = {dim3(narrow_blocks(C) * device->core_count), dim3(NARROW_THREADS),
                                  sizeof(sm80_shared<C>)};
     struct launch_shape merges = {dim3(MERGE_BLOCKS * device->core_count), dim3(NARROW_THREADS), 0};
-    static_assert(sizeof(sm80_shared<C>) <= ATTENTION_SHARED_LEAST, "a block has the memory");
+    static_assert(sizeof(sm80_shared<C>) <= SHARED_BYTES_LEAST, "a block has the memory");
     launch(device, __func__, narrow_sm80_kernel<C>, items, call, wide);
     if (!wide)
         launch(device, __func__, merge_sm80_kernel<C>, merges, call);
@@ -402,24 +388,12 @@ static void sm80_launch(struct device *device, const struct attention_call &call
 void cuda_attention_narrow_sm80(struct device *device, const struct attention_call &call, bool wide)
 {
     switch (call.args.head_width) {
-    case 64:
-        sm80_launch<64>(device, call, wide);
+#define WIDTH(width)                                                                               \
+    case width:                                                                                    \
+        sm80_launch<width>(device, call, wide);                                                    \
         break;
-    case 80:
-        sm80_launch<80>(device, call, wide);
-        break;
-    case 96:
-        sm80_launch<96>(device, call, wide);
-        break;
-    case 128:
-        sm80_launch<128>(device, call, wide);
-        break;
-    case 192:
-        sm80_launch<192>(device, call, wide);
-        break;
-    case 256:
-        sm80_launch<256>(device, call, wide);
-        break;
+        TENSOR_WIDTHS(WIDTH)
+#undef WIDTH
     default:
         assert(false);
     }

@@ -21,6 +21,7 @@ extern "C" {
 
 enum {
     WARP = 32,
+    SHARED_BYTES_LEAST = 99 * 1024, /* a block may have them on any GPU from sm_80 on */
     SAMPLE_ROWS = 256,              /* samples of one launch */
     ATTENTION_KINDS = KV_GROUP_MAX, /* of layers with a work list of their own */
 };

@@ -69,18 +69,8 @@ __device__ static inline void fill_rows(const struct packed_weight &weight,
     int32_t first_run = (column - unit * weight.unit_values) / RUN;
     for (int32_t i = threadIdx.x % WARPGROUP; i < tiles.tile_rows * 2; i += WARPGROUP) {
         int32_t r = i & (tiles.tile_rows - 1), half = i >= tiles.tile_rows;
-        float value[RUN];
-        if (place.row + r < call.count && column + half * RUN < call.in) {
-            const uint8_t *start = unit_start(weight, place.row + r, unit);
-            unpack_any(value, weight.format,
-                       raw + r * weight.raw_stride + (uintptr_t)start % BULK_ALIGN,
-                       first_run + half);
-        } else {
-#pragma unroll
-            for (int32_t j = 0; j < RUN; j++)
-                value[j] = 0.0f;
-        }
-        put_run(rows, r, half, value);
+        fill_half(rows, r, half, weight, call, place.row + r, unit, column, first_run,
+                  raw + r * weight.raw_stride);
     }
 }
 

@@ -57,18 +57,8 @@ fill_stage(uint32_t rows, const uint8_t *raw, const struct packed_weight &weight
     const uint8_t *own = raw + unit % UNITS * Tile::ROW_COUNT * weight.raw_stride;
     for (int32_t i = threadIdx.x; i < Tile::ROW_COUNT * 2; i += Tile::THREADS) {
         int32_t r = i % Tile::ROW_COUNT, half = i / Tile::ROW_COUNT;
-        float value[RUN];
-        if (place.row + r < call.count && column + half * RUN < call.in) {
-            const uint8_t *start = unit_start(weight, place.row + r, unit);
-            unpack_any(value, weight.format,
-                       own + r * weight.raw_stride + (uintptr_t)start % BULK_ALIGN,
-                       first_run + half);
-        } else {
-#pragma unroll
-            for (int32_t j = 0; j < RUN; j++)
-                value[j] = 0.0f;
-        }
-        put_run(rows, r, half, value);
+        fill_half(rows, r, half, weight, call, place.row + r, unit, column, first_run,
+                  own + r * weight.raw_stride);
     }
 }
 
@@ -144,20 +134,9 @@ void cuda_matmul_packed_sm80(struct device *device, const struct matmul &call, e
 {
     using wide = sm80_tile<64, 128, 32, 64>;
     struct packed_weight weight = packed_weight_of(call, format);
-    int32_t rows = sm80_rows(device, call);
     bool has_room = packed_stage<wide>::shared_bytes(weight) <= device->shared_bytes;
-    if (call.T <= 8 && rows == 16)
-        by<sm80_tile<16, 8, 16, 8>>(device, weight, call);
-    else if (call.T <= 8 && rows == 32)
-        by<sm80_tile<32, 8, 16, 8>>(device, weight, call);
-    else if (call.T <= 8)
-        by<sm80_tile<64, 8, 16, 8>>(device, weight, call);
-    else if (call.T <= 32 && rows == 16)
-        by<sm80_tile<16, 32, 16, 8>>(device, weight, call);
-    else if (call.T <= 32 && rows == 32)
-        by<sm80_tile<32, 32, 16, 16>>(device, weight, call);
-    else if (call.T <= 32)
-        by<sm80_tile<64, 32, 16, 32>>(device, weight, call);
+    if (call.T <= SM80_FEW_TOKENS)
+        sm80_few(device, call, [&](auto tile) { by<decltype(tile)>(device, weight, call); });
     else if (call.T <= 64 || !has_room)
         by<sm80_tile<64, 64, 32, 32>>(device, weight, call);
     else

@@ -65,20 +65,9 @@ template <typename Tile> static void by(struct device *device, const struct matm
 
 void cuda_matmul_sm80(struct device *device, const struct matmul &call)
 {
-    int32_t rows = sm80_rows(device, call);
     int32_t large = ceil_div(call.count, 128) * ceil_div(call.T, 128);
-    if (call.T <= 8 && rows == 16)
-        by<sm80_tile<16, 8, 16, 8>>(device, call);
-    else if (call.T <= 8 && rows == 32)
-        by<sm80_tile<32, 8, 16, 8>>(device, call);
-    else if (call.T <= 8)
-        by<sm80_tile<64, 8, 16, 8>>(device, call);
-    else if (call.T <= 32 && rows == 16)
-        by<sm80_tile<16, 32, 16, 8>>(device, call);
-    else if (call.T <= 32 && rows == 32)
-        by<sm80_tile<32, 32, 16, 16>>(device, call);
-    else if (call.T <= 32)
-        by<sm80_tile<64, 32, 16, 32>>(device, call);
+    if (call.T <= SM80_FEW_TOKENS)
+        sm80_few(device, call, [&](auto tile) { by<decltype(tile)>(device, call); });
     else if (call.T <= 64 || large < device->core_count)
         by<sm80_tile<64, 64, 32, 32>>(device, call);
     else

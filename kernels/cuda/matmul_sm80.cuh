@@ -18,6 +18,7 @@ enum {
     BLOCK_WARPS_MIN = 4, /* all of them copy, also where fewer multiply */
     COLUMN_BAND = 8,     /* tiles of tokens that take turns on a tile of outputs */
     OUT_PAD = 16,        /* bytes behind a token's outputs in shared memory */
+    SM80_FEW_TOKENS = 32,
 };
 
 template <int ROWS, int COLUMNS, int WARP_ROWS, int WARP_COLUMNS> struct sm80_tile {
@@ -91,6 +92,13 @@ __device__ static inline void load_columns(uint32_t (&b)[(Tile::N + 1) / 2][4], 
     }
 }
 
+/* Where this warp's part is in the tile. */
+template <typename Tile> __device__ static inline struct sm80_place warp_place(void)
+{
+    int32_t warp = threadIdx.x / WARP;
+    return {warp % Tile::WARPS_DOWN * Tile::M * 16, warp / Tile::WARPS_DOWN * Tile::N * 8};
+}
+
 /* Sums of a warp: [m][n] is sixteen outputs of eight tokens. */
 template <typename Tile> struct sm80_sums {
     float of[Tile::M][Tile::N][4];
@@ -100,20 +108,19 @@ template <typename Tile> struct sm80_sums {
 template <typename Tile>
 __device__ static inline void multiply_stage(sm80_sums<Tile> &sum, uint32_t rows, uint32_t columns)
 {
-    int32_t warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    int32_t row = warp % Tile::WARPS_DOWN * Tile::M * 16;
-    int32_t column = warp / Tile::WARPS_DOWN * Tile::N * 8;
-    if (warp >= Tile::WARPS)
+    int32_t lane = threadIdx.x % WARP;
+    struct sm80_place own = warp_place<Tile>();
+    if (threadIdx.x >= Tile::WARPS * WARP)
         return;
     uint32_t b[(Tile::N + 1) / 2][4];
 #pragma unroll
     for (int32_t k = 0; k < DEPTH / 16; k++) {
         uint32_t a[Tile::M][4];
         if (Tile::N > 1 || k % 2 == 0)
-            load_columns<Tile>(b, columns, column, k);
+            load_columns<Tile>(b, columns, own.column, k);
 #pragma unroll
         for (int32_t m = 0; m < Tile::M; m++)
-            load_matrices(a[m], rows + chunk_at(row + m * 16 + lane % 16, 2 * k + lane / 16));
+            load_matrices(a[m], rows + chunk_at(own.row + m * 16 + lane % 16, 2 * k + lane / 16));
 #pragma unroll
         for (int32_t m = 0; m < Tile::M; m++) {
 #pragma unroll
@@ -146,10 +153,9 @@ __device__ static inline void put_sums(uint8_t *memory, const sm80_sums<Tile> &s
 {
     constexpr int32_t OUTPUTS = Tile::ROW_COUNT / (GATED ? 2 : 1);
     constexpr int32_t STRIDE = OUTPUTS * (int32_t)sizeof(Out) + OUT_PAD;
-    int32_t warp = threadIdx.x / WARP, g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
-    int32_t row = warp % Tile::WARPS_DOWN * Tile::M * 16;
-    int32_t column = warp / Tile::WARPS_DOWN * Tile::N * 8;
-    if (warp >= Tile::WARPS)
+    int32_t g = threadIdx.x % WARP / 4, t = threadIdx.x % 4;
+    auto [row, column] = warp_place<Tile>();
+    if (threadIdx.x >= Tile::WARPS * WARP)
         return;
 #pragma unroll
     for (int32_t m = 0; m < Tile::M; m++) {
@@ -216,13 +222,26 @@ __device__ static inline void finish(uint8_t *memory, const sm80_sums<Tile> &sum
         finish_as<Tile, bf16, false>(memory, sum, call, place);
 }
 
-/* Outputs of a tile for few tokens: as many as leave two blocks for every multiprocessor. */
-static inline int32_t sm80_rows(const struct device *device, const struct matmul &call)
+/* Calls `launch` with the tile for up to SM80_FEW_TOKENS: as many outputs as leave two blocks for
+ * every multiprocessor. */
+template <typename Launch>
+static void sm80_few(const struct device *device, const struct matmul &call, Launch launch)
 {
     int32_t rows = 64;
     while (rows > 16 && ceil_div(call.count, rows) < 2 * device->core_count)
         rows /= 2;
-    return rows;
+    if (call.T <= 8 && rows == 16)
+        launch(sm80_tile<16, 8, 16, 8>{});
+    else if (call.T <= 8 && rows == 32)
+        launch(sm80_tile<32, 8, 16, 8>{});
+    else if (call.T <= 8)
+        launch(sm80_tile<64, 8, 16, 8>{});
+    else if (rows == 16)
+        launch(sm80_tile<16, 32, 16, 8>{});
+    else if (rows == 32)
+        launch(sm80_tile<32, 32, 16, 16>{});
+    else
+        launch(sm80_tile<64, 32, 16, 32>{});
 }
 
 #endif

@@ -201,4 +201,23 @@ __device__ static inline void put_run(uint32_t rows, int32_t r, int32_t half,
     }
 }
 
+/* Half `half` of row r of a stage, from the unit of the weight's row `row` that lies at `raw`: run
+ * first_run + half. Zeros where the weight ends before `column` or `row`. */
+__device__ static inline void fill_half(uint32_t rows, int32_t r, int32_t half,
+                                        const struct packed_weight &weight,
+                                        const struct matmul &call, int32_t row, int32_t unit,
+                                        int32_t column, int32_t first_run, const uint8_t *raw)
+{
+    float value[RUN];
+    if (row < call.count && column + half * RUN < call.in) {
+        const uint8_t *start = unit_start(weight, row, unit);
+        unpack_any(value, weight.format, raw + (uintptr_t)start % BULK_ALIGN, first_run + half);
+    } else {
+#pragma unroll
+        for (int32_t j = 0; j < RUN; j++)
+            value[j] = 0.0f;
+    }
+    put_run(rows, r, half, value);
+}
+
 #endif
