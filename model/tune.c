@@ -8,8 +8,9 @@
 #include <string.h>
 
 /* Tokens that lines are made for. */
-static const int32_t token_case[] = {1,   2,   4,   8,   16,  24,  32,   48,   64,   80,   96,  128,
-                                     160, 192, 256, 384, 512, 768, 1024, 1536, 2048, 4096, 8192};
+static const int32_t token_case[] = {1,   2,   4,   8,    16,   24,   32,   48,  64,  80,
+                                     96,  128, 160, 192,  224,  256,  320,  384, 448, 512,
+                                     640, 768, 896, 1024, 1536, 2048, 4096, 8192};
 enum { TOKEN_CASES = sizeof(token_case) / sizeof(*token_case) };
 
 void tune_device_name(const char *description, char *name, size_t max)

@@ -16,7 +16,7 @@
 #include "kernels/cuda/matmul_outlet.cuh"
 
 enum {
-    FEW_TOKENS = MATMUL_F32_TOKENS,
+    FEW_TOKENS = 640,
     FEW_TILES = 4, /* of columns, at most, where tokens are the columns */
 };
 
@@ -38,16 +38,15 @@ __device__ static inline void load_rows(const CUtensorMap *rows, uint32_t stage,
 }
 
 /* That of the columns: a cluster's blocks have the same, and each brings its share to all. */
-template <int N, int CLUSTER, int PANELS>
+template <int CLUSTER, int PANELS>
 __device__ static inline void load_columns(const CUtensorMap *columns, uint32_t stage,
                                            int32_t bytes, int32_t step, int32_t column,
-                                           uint32_t rank, uint32_t barrier)
+                                           int32_t share, uint32_t rank, uint32_t barrier)
 {
-    constexpr int32_t SHARE = N / CLUSTER;
 #pragma unroll
     for (int32_t p = 0; p < PANELS; p++) {
-        uint32_t target = stage + p * bytes + rank * SHARE * ROW_BYTES;
-        int32_t first = column + (int32_t)rank * SHARE;
+        uint32_t target = stage + p * bytes + rank * share * ROW_BYTES;
+        int32_t first = column + (int32_t)rank * share;
         if (CLUSTER > 1)
             bulk_load_all(target, columns, (step + p) * DEPTH, first, barrier,
                           (uint16_t)((1 << CLUSTER) - 1));
@@ -63,6 +62,7 @@ __device__ static void produce(const CUtensorMap *rows, const CUtensorMap *colum
                                uint32_t stages, uint32_t full, uint32_t empty)
 {
     const int32_t bytes = panel_bytes<N>(tiles.tile_rows);
+    const int32_t expected = PANELS * (tiles.row_box + tiles.column_box * CLUSTER) * ROW_BYTES;
     const int32_t steps = (call.in + DEPTH - 1) / DEPTH;
     const int32_t tile_count = tiles.row_tiles / CLUSTER * tiles.column_tiles;
     uint32_t rank = CLUSTER > 1 ? cluster_rank() : 0;
@@ -76,7 +76,7 @@ __device__ static void produce(const CUtensorMap *rows, const CUtensorMap *colum
     if (WEIGHT_ROWS) {
         ahead = min((steps + PANELS - 1) / PANELS, tiles.stage_count);
         for (int32_t i = 0; i < ahead; i++) {
-            barrier_expect(full + i * 8, PANELS * bytes);
+            barrier_expect(full + i * 8, expected);
             load_rows<N, PANELS>(rows, stages + i * PANELS * bytes, bytes, i * PANELS, place.row,
                                  full + i * 8, once);
         }
@@ -88,10 +88,11 @@ __device__ static void produce(const CUtensorMap *rows, const CUtensorMap *colum
             uint32_t stage = stages + ring.stage * PANELS * bytes, barrier = full + ring.stage * 8;
             if (ahead <= 0) {
                 barrier_wait(empty + ring.stage * 8, ring.parity ^ 1);
-                barrier_expect(barrier, PANELS * bytes);
+                barrier_expect(barrier, expected);
                 load_rows<N, PANELS>(rows, stage, bytes, i, place.row, barrier, once);
             }
-            load_columns<N, CLUSTER, PANELS>(columns, stage, bytes, i, place.column, rank, barrier);
+            load_columns<CLUSTER, PANELS>(columns, stage, bytes, i, place.column, tiles.column_box,
+                                          rank, barrier);
             ring.next(tiles.stage_count);
         }
         tile += gridDim.x / CLUSTER;
@@ -226,7 +227,7 @@ static int32_t behind_bytes(int32_t groups, bool weight_rows)
 struct matmul_variant {
     int32_t groups, columns, cluster, panels;
     bool weight_rows;
-    double step_us; /* one stage of one block, measured on an H100; see estimate */
+    double step_us; /* one stage of one block, fitted to measurements on an H200; see estimate */
     void (*launch[2])(struct device *device, const struct matmul &call, /* bf16 and f32 out */
                       const struct matmul_tiles &tiles);
 };
@@ -247,8 +248,8 @@ static void few_launch(struct device *device, const struct matmul &call,
     CUtensorMap rows, columns;
     int32_t shared =
         tiles.stage_count * PANELS * panel_bytes<N>(tiles.tile_rows) + behind_bytes(GROUPS, true);
-    if (!map_rows(device, &rows, call.weight, call.in, call.in, call.count, tiles.tile_rows) ||
-        !map_rows(device, &columns, call.x, call.x_stride, call.in, call.T, N / CLUSTER))
+    if (!map_rows(device, &rows, call.weight, call.in, call.in, call.count, tiles.row_box) ||
+        !map_rows(device, &columns, call.x, call.x_stride, call.in, call.T, tiles.column_box))
         return;
     struct launch_shape shape = {dim3(block_count(device, tiles, CLUSTER, shared)),
                                  dim3((GROUPS + 1) * WARPGROUP), (size_t)shared, CLUSTER};
@@ -263,8 +264,8 @@ static void many_launch(struct device *device, const struct matmul &call,
     CUtensorMap rows, columns, out;
     int32_t shared = tiles.stage_count * panel_bytes<N>(tiles.tile_rows) + behind_bytes(2, false);
     int32_t width = call.gated ? call.count / 2 : call.count;
-    if (!map_rows(device, &rows, call.x, call.x_stride, call.in, call.T, tiles.tile_rows) ||
-        !map_rows(device, &columns, call.weight, call.in, call.in, call.count, N / CLUSTER) ||
+    if (!map_rows(device, &rows, call.x, call.x_stride, call.in, call.T, tiles.row_box) ||
+        !map_rows(device, &columns, call.weight, call.in, call.in, call.count, tiles.column_box) ||
         !map_box(device, &out, call.out, call.out_stride, width, call.T,
                  outlet_columns(N, call.gated), GROUP_ROWS))
         return;
@@ -281,6 +282,13 @@ static void many_launch(struct device *device, const struct matmul &call,
                 few_launch<groups, columns, cluster, panels, true>                                 \
         }                                                                                          \
     }
+#define FEW_BF16(groups, columns, cluster, panels, step_us)                                        \
+    {                                                                                              \
+        groups, columns, cluster, panels, true, step_us,                                           \
+        {                                                                                          \
+            few_launch<groups, columns, cluster, panels, false>, NULL                              \
+        }                                                                                          \
+    }
 #define MANY(columns, cluster, step_us)                                                            \
     {                                                                                              \
         2, columns, cluster, 1, false, step_us,                                                    \
@@ -288,12 +296,30 @@ static void many_launch(struct device *device, const struct matmul &call,
             many_launch<columns, cluster>, NULL                                                    \
         }                                                                                          \
     }
-/* The narrower the product, the more panels stand between two looks at the barriers. */
+/* The narrower the product, the more panels stand between two looks at the barriers. Columns that
+ * are no power of two are for numbers of tokens that would leave much of a wider tile empty. */
 static const struct matmul_variant variants[] = {
-    FEW(1, 8, 1, 4, 0.073),  FEW(1, 16, 1, 4, 0.073),  FEW(1, 32, 1, 4, 0.073),
-    FEW(1, 64, 1, 2, 0.05),  FEW(1, 128, 1, 1, 0.085), FEW(2, 128, 1, 1, 0.29),
-    FEW(2, 256, 2, 1, 0.65), MANY(64, 2, 0.16),        MANY(128, 2, 0.315),
-    MANY(192, 2, 0.49),      MANY(256, 2, 0.63),
+    FEW(1, 8, 1, 4, 0.077),
+    FEW(1, 16, 1, 4, 0.0889),
+    FEW(1, 32, 1, 4, 0.0727),
+    FEW(1, 64, 1, 2, 0.0711),
+    FEW_BF16(1, 96, 1, 1, 0.083),
+    FEW(1, 128, 1, 1, 0.0847),
+    FEW_BF16(1, 160, 2, 1, 0.207),
+    FEW_BF16(2, 96, 2, 1, 0.263),
+    FEW(2, 128, 1, 1, 0.288),
+    FEW_BF16(2, 128, 2, 1, 0.316),
+    FEW_BF16(2, 160, 2, 1, 0.396),
+    FEW_BF16(2, 192, 2, 1, 0.486),
+    FEW_BF16(2, 224, 2, 1, 0.615),
+    FEW(2, 256, 2, 1, 0.675),
+    MANY(64, 2, 0.122),
+    MANY(128, 1, 0.243),
+    MANY(128, 2, 0.31),
+    MANY(192, 1, 0.414),
+    MANY(192, 2, 0.49),
+    MANY(256, 1, 0.596),
+    MANY(256, 2, 0.664),
 };
 enum { VARIANTS = sizeof(variants) / sizeof(*variants) };
 
@@ -305,15 +331,15 @@ struct matmul_choice {
     double us; /* estimated */
 };
 
-/* How long it may take, of an H100's figures: what the last multiprocessor to end needs for its
+/* How long it may take, of an H200's figures: what the last multiprocessor to end needs for its
  * products and for what it reads, and what all of them together read from the cache and from
  * memory. Of these the longest decides, but they overlap the less the nearer they are to each
  * other. Only the order of the estimates counts, and none of it changes a bit of the result. */
 static double estimate(const struct device *device, const struct matmul_variant *variant,
                        const struct matmul_tiles &tiles, const struct matmul &call)
 {
-    const double launch_us = 1.6, cluster_us = 0.5, column_us = 0.003, tile_column_us = 0.0028;
-    const double core_bytes_us = 0.175e6, cache_bytes_us = 11.5e6, memory_bytes_us = 2.96e6;
+    const double launch_us = 1.7, cluster_us = 0.45, column_us = 0.0023, tile_column_us = 0.0029;
+    const double core_bytes_us = 0.197e6, cache_bytes_us = 13.1e6, memory_bytes_us = 4.56e6;
     double cores = device->core_count / variant->cluster * variant->cluster;
     double blocks = (double)tiles.row_tiles * tiles.column_tiles;
     double rounds = ceil(blocks / cores), steps = ceil(call.in / (double)DEPTH);
@@ -326,7 +352,7 @@ static double estimate(const struct device *device, const struct matmul_variant 
     double memory =
         ((double)call.count + call.T) * call.in * (double)sizeof(bf16) / memory_bytes_us;
     if (rounds > 1.0) /* the last one is not full */
-        memory *= pow(rounds * cores / blocks, 0.2);
+        memory *= pow(rounds * cores / blocks, 0.31);
     return launch_us + (variant->cluster > 1 ? cluster_us : 0.0) + columns * column_us +
            cbrt(work * work * work + core * core * core + cache * cache * cache +
                 memory * memory * memory) +
@@ -345,6 +371,13 @@ static struct matmul_tiles tiles_of(const struct matmul_variant *variant, int32_
     tiles.tile_rows = tile_rows;
     tiles.row_tiles = padded_to(ceil_div(rows, tile_rows), variant->cluster);
     tiles.column_tiles = ceil_div(columns, variant->columns);
+    tiles.row_last = tile_last(rows, tile_rows);
+    tiles.column_last = tile_last(columns, variant->columns);
+    /* Where there are fewer than a tile's, only those, in whole eights. */
+    tiles.row_box = rows < tile_rows ? padded_to(rows, CHUNK) : tile_rows;
+    tiles.column_box = (columns < variant->columns ? padded_to(columns, CHUNK * variant->cluster)
+                                                   : variant->columns) /
+                       variant->cluster;
     tiles.stage_count = (SHARED_MAX - behind) / stage;
     if (tiles.stage_count > STAGES_MAX)
         tiles.stage_count = STAGES_MAX;
@@ -466,8 +499,8 @@ void cuda_matmul(struct device *device, const struct matmul &call)
     for (int32_t first = 0; first < call.T;) {
         struct matmul part = call;
         part.T = call.T - first;
-        if (call.f32 && part.T > FEW_TOKENS)
-            part.T = FEW_TOKENS;
+        if (call.f32 && part.T > MATMUL_F32_TOKENS)
+            part.T = MATMUL_F32_TOKENS;
         part.x = call.x + first * call.x_stride;
         part.out = (uint8_t *)call.out +
                    first * call.out_stride * (int64_t)(call.f32 ? sizeof(float) : sizeof(bf16));

@@ -26,6 +26,8 @@ struct matmul_tiles {
     int32_t row_tiles; /* padded to whole clusters */
     int32_t column_tiles;
     int32_t stage_count;
+    int32_t row_last, column_last; /* the furthest that a tile may begin */
+    int32_t row_box, column_box;   /* rows of what one bulk copy brings */
 };
 
 /* Of a panel: the columns' part, then that of the rows. */
@@ -50,7 +52,9 @@ struct tile_place {
     int32_t row, column; /* first of the tile */
 };
 
-/* Tile `index` of this block: a band of rows after the other, in it rows first. */
+/* Tile `index` of this block: a band of rows after the other, in it rows first. One that would
+ * reach past the end is moved up to end there: values that two tiles have are the same in both,
+ * and bulk copies of what lies outside take longer than those of what is there. */
 template <int CLUSTER, int N>
 __device__ static inline struct tile_place place_of(int32_t index, const struct matmul_tiles &tiles,
                                                     uint32_t rank)
@@ -60,8 +64,9 @@ __device__ static inline struct tile_place place_of(int32_t index, const struct 
     int32_t height = min((int32_t)BAND, rows - band * BAND);
     int32_t in_band = index - band * BAND * tiles.column_tiles;
     struct tile_place place;
-    place.row = ((band * BAND + in_band % height) * CLUSTER + (int32_t)rank) * tiles.tile_rows;
-    place.column = in_band / height * N;
+    int32_t row = ((band * BAND + in_band % height) * CLUSTER + (int32_t)rank) * tiles.tile_rows;
+    place.row = min(row, tiles.row_last);
+    place.column = min(in_band / height * N, tiles.column_last);
     return place;
 }
 
@@ -230,6 +235,12 @@ static inline bool map_rows(struct device *device, CUtensorMap *map, const void 
 static inline int32_t padded_to(int32_t value, int32_t unit)
 {
     return ceil_div(value, unit) * unit;
+}
+
+/* Of `count` rows, or columns, in tiles of so many. */
+static inline int32_t tile_last(int32_t count, int32_t tile)
+{
+    return count > tile ? count - tile : 0;
 }
 
 #endif

@@ -195,6 +195,8 @@ static void packed_launch(struct device *device, const struct packed_weight &wei
     tiles.tile_rows = tile_rows;
     tiles.row_tiles = ceil_div(call.count, tile_rows);
     tiles.column_tiles = ceil_div(call.T, N);
+    tiles.row_last = tile_last(call.count, tile_rows);
+    tiles.column_last = tile_last(call.T, N);
     tiles.stage_count = (SHARED_MAX - fixed) / stage_bytes;
     if (tiles.stage_count > 8)
         tiles.stage_count = 8;
