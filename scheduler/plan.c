@@ -334,6 +334,44 @@ static void extend_long_row(struct scheduler *s)
     assert(q->planned_count < seq_target(q)); /* or it would need a draw */
 }
 
+/* Prompt tokens that could be planned: of prompts under way, and of as many waiting ones as there
+ * are slots. The walk ends where there are `enough`. */
+static int64_t prompt_backlog(const struct scheduler *s, int64_t enough)
+{
+    int64_t count = 0;
+    int32_t slot_left = s->slot_free_count;
+
+    for (int32_t i = s->pool.running.first; i != SEQ_NONE && count < enough;
+         i = s->pool.seq[i].next) {
+        const struct seq *q = &s->pool.seq[i];
+        if (q->planned_count < q->prefill_count)
+            count += q->prefill_count - q->planned_count;
+    }
+    for (int32_t i = s->pool.waiting.first; i != SEQ_NONE && count < enough && slot_left > 0;
+         i = s->pool.seq[i].next, slot_left--)
+        count += s->pool.seq[i].token_count;
+    return count;
+}
+
+/* Beside sequences that decode, prompts take their time: they fill the step to step_token_low, and
+ * further only by a share of what waits. A burst is so spread over the steps of those who answer:
+ * most steps then hold some prompt tokens, which a GPU computes while it reads the weights for
+ * the others anyway, and nobody waits long for his next token (scheduler.md, How a plan is made).
+ */
+static void limit_prompts(struct scheduler *s)
+{
+    enum { SPREAD = 16, LEAST = 4 };
+    int32_t low = s->config.step_token_low, decode_count = s->making.buffer->plan.token_count;
+
+    if (low == 0 || decode_count == 0)
+        return;
+    int32_t least = low - decode_count > low / LEAST ? low - decode_count : low / LEAST;
+    int64_t share = prompt_backlog(s, (int64_t)SPREAD * s->making.token_left) / SPREAD;
+    int64_t limit = share > least ? share : least > 1 ? least : 1;
+    if (limit < s->making.token_left)
+        s->making.token_left = (int32_t)limit;
+}
+
 static void plan_prefill(struct scheduler *s)
 {
     for (int32_t i = s->pool.running.first; i != SEQ_NONE; i = s->pool.seq[i].next) {
@@ -379,6 +417,7 @@ const struct plan *scheduler_plan(struct scheduler *s, int64_t now_us)
         return NULL;
     begin(s);
     plan_decode(s);
+    limit_prompts(s);
     plan_prefill(s);
     plan_admit(s);
     extend_long_row(s);

@@ -33,6 +33,7 @@ static bool buffer_create(struct plan_buffer *buffer, const struct scheduler *s)
 static bool config_possible(const struct scheduler_config *config)
 {
     return config->slot_max >= 1 && config->waiting_max >= 1 && config->step_token_max >= 1 &&
+           config->step_token_low >= 0 && config->step_token_low <= config->step_token_max &&
            config->sample_max >= 1 && config->context_max >= 1 && config->chunk_token_max >= 0 &&
            config->plan_depth >= 1 && config->plan_depth <= PLAN_DEPTH &&
            config->window_first_group == 0;

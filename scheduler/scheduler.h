@@ -25,6 +25,8 @@ struct scheduler_config {
     int32_t waiting_max;        /* sequences that wait; beyond: -EAGAIN (preempted ones come back
                                    whatever this says: the pool holds slot_max + waiting_max) */
     int32_t step_token_max;     /* T of a step (--max-num-batched-tokens) */
+    int32_t step_token_low;     /* to which prompts fill a step while sequences decode and few
+                                   prompt tokens wait; 0: step_token_max */
     int32_t sample_max;         /* S of a step */
     int32_t context_max;        /* tokens of the longest sequence, prompt and output */
     int32_t chunk_token_max;    /* prompt tokens of one sequence in one step; 0: no limit */

@@ -198,6 +198,7 @@ void choose_swarm(void)
         choose_twins();
     else if (theme < 4)
         choose_crowd();
+    config.step_token_low = chance(50) ? 0 : between(0, config.step_token_max);
 }
 
 int32_t room(void)

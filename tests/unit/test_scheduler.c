@@ -168,6 +168,48 @@ static void a_lone_prompt_gets_the_whole_budget(void)
     world_end(&w);
 }
 
+static void prompts_take_their_time_beside_sequences_that_decode(void)
+{
+    struct scheduler_config config = roomy();
+    config.step_token_low = 16;
+    struct world w = world_of(config);
+
+    add(&w, 1, 60, 20);
+    EXPECT_INT(plan(&w)->token_count, ==, 60); /* nobody decodes */
+    commit(&w);
+    add(&w, 100, 100, 4);
+    EXPECT_INT(plan(&w)->token_count, ==, 16);
+    commit(&w);
+    for (int32_t i = 0; i < 3; i++)
+        add(&w, 300 + i * 200, 200, 4);
+    EXPECT_INT(plan(&w)->token_count, ==, 1 + (85 + 600) / 16); /* a share of what waits */
+    commit(&w);
+    for (int32_t i = 0; i < 3; i++)
+        add(&w, 900 + i * 200, 200, 4);
+    EXPECT_INT(plan(&w)->token_count, ==, 64); /* and the whole budget of a burst */
+    commit(&w);
+    run_out(&w);
+    EXPECT_INT(w.end_count, ==, 8);
+    world_end(&w);
+}
+
+static void a_crowd_that_decodes_leaves_prompts_a_quarter(void)
+{
+    struct scheduler_config config = roomy();
+    config.step_token_low = 8;
+    struct world w = world_of(config);
+
+    for (int32_t i = 0; i < 10; i++)
+        add(&w, i * 10, 1, 10);
+    plan(&w);
+    commit(&w);
+    add(&w, 500, 12, 1);
+    EXPECT_INT(plan(&w)->token_count, ==, 10 + 8 / 4);
+    commit(&w);
+    run_out(&w);
+    world_end(&w);
+}
+
 static void a_chunk_is_no_longer_than_its_limit(void)
 {
     struct scheduler_config config = roomy();
@@ -485,6 +527,8 @@ int main(void)
     TEST(decoding_sequences_come_before_prompts);
     TEST(a_long_prompt_leaves_a_quarter_to_those_behind);
     TEST(a_lone_prompt_gets_the_whole_budget);
+    TEST(prompts_take_their_time_beside_sequences_that_decode);
+    TEST(a_crowd_that_decodes_leaves_prompts_a_quarter);
     TEST(a_chunk_is_no_longer_than_its_limit);
     TEST(a_step_has_no_more_samples_than_its_limit);
     TEST(lower_priority_values_run_earlier);
