@@ -176,7 +176,7 @@ mutant oldest_is_victim scheduler/order.c \
     's/return pool->running.last;/return pool->running.first;/' \
     'a sequence with a row in the plan loses its blocks'
 mutant prompt_first scheduler/plan.c \
-    '/^    plan_decode(s);/{N;s/plan_decode(s);\(.*\)plan_prefill(s);/;\1plan_prefill(s), plan_decode(s);/;}' \
+    '/^    plan_decode(s);/{N;N;s/plan_decode(s);\n *limit_prompts(s);\n *plan_prefill(s);/limit_prompts(s), plan_prefill(s), plan_decode(s);/;}' \
     'a prompt takes the budget of decoding sequences'
 mutant copy_not_told scheduler/plan.c \
     's/if (i >= block_count || q->table.block\[g\]\[i\] != before\[g\])/if (i >= block_count)/' \
