@@ -94,10 +94,16 @@ struct model_info {
     char note[128]; /* what whoever serves it should know, in a line; "": nothing */
 };
 
+/* How a step's launches reached its device: one by one, as a graph that was recorded before, or as
+ * one that had to be recorded first. */
+enum step_launch { STEP_DIRECT, STEP_REPLAYED, STEP_RECORDED };
+
 /* One step's data, and after model_wait its results. */
 struct batch {
     struct step step;
     struct step_result result;
+    enum step_launch launch;
+    int64_t launch_us; /* time that the rank's thread took to queue it */
 };
 
 /* Reads a folder's generation_config.json: 0, -EINVAL, -ENOMEM or open's errno, and one line. */

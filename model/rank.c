@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 enum {
     STRIDE_ALIGN = 32, /* elements */
@@ -368,35 +369,47 @@ static struct graph_size graph_size(const struct rank *rank, const struct step *
     return size;
 }
 
-static void forward_graph(struct rank *rank, struct graph_size size)
+static enum step_launch forward_graph(struct rank *rank, struct graph_size size)
 {
     int64_t key = (int64_t)size.T << 32 | size.S;
 
     if (rank->ops->graph_launch(rank->device, key))
-        return;
+        return STEP_REPLAYED;
     if (!rank->ops->graph_begin(rank->device, key)) {
         rank->graph_fault = true;
-        return;
+        return STEP_DIRECT;
     }
     forward(rank, size.T, size.S);
     if (!rank->ops->graph_end(rank->device, key) || !rank->ops->graph_launch(rank->device, key))
         rank->graph_fault = true;
     atomic_fetch_add_explicit(&rank->graph_count, 1, memory_order_relaxed);
+    return STEP_RECORDED;
+}
+
+static int64_t now_us(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
 }
 
 static void issue(struct rank *rank, struct batch *batch)
 {
     const struct step *step = &batch->step;
     struct graph_size size = graph_size(rank, step);
+    int64_t start_us = now_us();
 
     assert(step->token_count <= rank->options.device.token_max);
     assert(step->sample_count <= rank->options.device.sample_max);
+    batch->launch = STEP_DIRECT;
     rank->ops->step_begin(rank->device, step);
     if (step->token_count > 0 && size.T > 0)
-        forward_graph(rank, size);
+        batch->launch = forward_graph(rank, size);
     else if (step->token_count > 0)
         forward(rank, step->token_count, step->sample_count);
     rank->ops->step_end(rank->device, &batch->result);
+    batch->launch_us = now_us() - start_us;
 }
 
 static void issue_next(struct rank *rank)

@@ -12,6 +12,7 @@
 #include "server/http.h"
 #include "server/log.h"
 #include "server/metrics.h"
+#include "server/step_log.h"
 #include "server/systemd.h"
 
 #include <errno.h>
@@ -27,7 +28,8 @@ struct serving {
     struct http *http;
     struct model *model;
     struct engine *engine;
-    sigset_t signals; /* what the main thread waits for; blocked in all threads */
+    struct step_log *step_log; /* or NULL */
+    sigset_t signals;          /* what the main thread waits for; blocked in all threads */
     int64_t start_us;
     int64_t progress_us; /* when progress was last told */
     bool terminal;       /* standard error is one */
@@ -187,6 +189,11 @@ static int start(struct serving *serving)
     char error[1024];
 
     describe_metrics(config);
+    if (config->step_log[0] != '\0' &&
+        step_log_open(&serving->step_log, config->step_log, error, sizeof error) < 0) {
+        log_error("main", "%s", error);
+        return EXIT_CODE_RUNTIME;
+    }
     if (http_start(&serving->http, config, error, sizeof error) < 0) {
         log_error("http", "%s", error);
         return EXIT_CODE_RUNTIME;
@@ -203,6 +210,7 @@ static int start(struct serving *serving)
         return command_exit_code(result);
     }
     engine_on_lost(serving->engine, wake_main, NULL);
+    engine_set_step_log(serving->engine, serving->step_log);
     result = engine_start(serving->engine);
     if (result < 0) {
         log_error("engine", "could not start its threads: %s", strerror(-result));
@@ -257,6 +265,7 @@ static void stop(struct serving *serving)
     http_stop(serving->http);
     engine_stop(serving->engine, 0);
     engine_destroy(serving->engine);
+    step_log_close(serving->step_log);
     model_close(serving->model);
 }
 

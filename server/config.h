@@ -113,6 +113,8 @@
            "leave out the periodic line of throughput and load")                                   \
     OPTION(LOG, REAL, log_stats_interval, "10", 0.1, 86400, "",                                    \
            "seconds between such lines while there is work")                                       \
+    OPTION(LOG, STRING, step_log, "", 0, 0, "",                                                    \
+           "file that gets a line for each step of the engine: its time and what was in it")       \
     OPTION(BENCH, INT, prompt_tokens, "512", 1, 1 << 20, "",                                       \
            "tokens of a prompt; its figure has no floor, as arithmetic bounds it and no peak of "  \
            "that is measured")                                                                     \

@@ -135,6 +135,7 @@ const struct config_refusal config_refused[] = {
     {"otlp-traces-endpoint", NOT_YET},
     {"kv-cache-metrics", NOT_YET},
     {"enable-mfu-metrics", NOT_YET},
+    {"enable-logging-iteration-details", "written --step-log FILE here"},
     {"tp", NOT_YET},
     {"pp", NOT_YET},
     {"dp", NOT_YET},

@@ -319,6 +319,12 @@ void engine_on_lost(struct engine *engine, void (*lost)(void *context), void *co
     engine->lost_context = context;
 }
 
+void engine_set_step_log(struct engine *engine, struct step_log *log)
+{
+    assert(!engine->started);
+    turn_set_step_log(engine->turn, log);
+}
+
 int engine_start(struct engine *engine)
 {
     struct text_sink sink = {.context = engine,

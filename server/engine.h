@@ -19,6 +19,7 @@
 struct engine;   /* opaque */
 struct config;   /* server/config.h */
 struct defaults; /* server/defaults.h */
+struct step_log; /* server/step_log.h */
 struct stop_set; /* server/stop_match.h */
 
 /* What the model says of a prompt's token, given those before it. */
@@ -77,6 +78,8 @@ int engine_create(struct engine **engine, struct model *model, const struct conf
                   char *error, size_t error_bytes);
 /* What the engine thread calls once a device is lost and all streams were ended. Before start. */
 void engine_on_lost(struct engine *engine, void (*lost)(void *context), void *context);
+/* Each step becomes a line of `log`, which the caller closes after engine_destroy. Before start. */
+void engine_set_step_log(struct engine *engine, struct step_log *log);
 int engine_start(struct engine *engine); /* the threads: engine, text, notifier */
 /* Stops: no more jobs are taken; running ones may go on for grace_us, then end with an error.
  * Joins all threads. */

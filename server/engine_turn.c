@@ -5,6 +5,7 @@
 #include "server/engine_batch.h"
 #include "server/log.h"
 #include "server/metrics.h"
+#include "server/step_log.h"
 #include "server/stream_private.h"
 
 #include <assert.h>
@@ -17,6 +18,8 @@ struct flight {
     const struct plan *plan;
     struct batch *batch;
     int64_t start_us;
+    int64_t busy_us;       /* thread_busy_us then */
+    struct step_line line; /* where there is a step log: what is known of it so far */
 };
 
 struct turn {
@@ -25,6 +28,7 @@ struct turn {
     struct text *text;
     const struct config *config;
     const struct model_info *info;
+    struct step_log *step_log; /* or NULL */
 
     struct engine_seq *seq; /* [seq_max] by handle */
     int32_t seq_max;
@@ -129,6 +133,11 @@ void turn_destroy(struct turn *turn)
 void turn_set_text(struct turn *turn, struct text *text)
 {
     turn->text = text;
+}
+
+void turn_set_step_log(struct turn *turn, struct step_log *log)
+{
+    turn->step_log = log;
 }
 
 /* ---- jobs come and go ---- */
@@ -382,11 +391,38 @@ static void take_score(struct turn *turn, const struct flight *flight, int32_t i
     item->token_index = sample->token_index;
 }
 
-static void finish_step(struct turn *turn)
+/* Processor time of this thread, where there is a log that wants it. */
+static int64_t thread_busy_us(const struct turn *turn)
+{
+    struct timespec busy;
+
+    if (turn->step_log == NULL)
+        return 0;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &busy);
+    return (int64_t)busy.tv_sec * 1000000 + busy.tv_nsec / 1000;
+}
+
+/* Once it is committed. */
+static void log_step(struct turn *turn, const struct flight *flight, int64_t wait_us,
+                     int64_t now_us, int64_t busy_us)
+{
+    struct scheduler_stats stats = scheduler_stats(turn->scheduler);
+    struct step_line line = flight->line;
+
+    line.duration_us = now_us - flight->start_us;
+    line.wait_us = wait_us;
+    line.busy_us = busy_us - flight->busy_us;
+    line.launch = flight->batch->launch;
+    line.launch_us = flight->batch->launch_us;
+    step_log_add(turn->step_log, &line, &stats, now_us);
+}
+
+/* `wait_from_us` is when the wait for it began. */
+static void finish_step(struct turn *turn, int64_t wait_from_us)
 {
     struct flight flight = turn->flight[0];
     const struct plan *plan = flight.plan;
-    int64_t now_us = engine_now_us();
+    int64_t now_us = engine_now_us(), busy_us = thread_busy_us(turn);
 
     for (int32_t i = 0; i < plan->sample_count; i++) {
         if (plan->sample[i].kind == PLAN_DRAW)
@@ -402,8 +438,12 @@ static void finish_step(struct turn *turn)
     scheduler_commit(turn->scheduler, plan, turn->result);
     turn->flight_count--;
     turn->flight[0] = turn->flight[1];
-    if (turn->flight_count > 0) /* it could not start before this one ended */
+    if (turn->flight_count > 0) { /* it could not start before this one ended */
         turn->flight[0].start_us = now_us;
+        turn->flight[0].busy_us = busy_us;
+    }
+    if (turn->step_log != NULL)
+        log_step(turn, &flight, now_us - wait_from_us, now_us, busy_us);
 }
 
 /* ---- the turn ---- */
@@ -429,6 +469,7 @@ static bool start_step(struct turn *turn, int64_t now_us)
 {
     if (turn->flight_count == turn->flight_max)
         return false;
+    int64_t busy_us = thread_busy_us(turn);
     const struct plan *plan = scheduler_plan(turn->scheduler, now_us);
     if (plan == NULL)
         return false;
@@ -436,7 +477,13 @@ static bool start_step(struct turn *turn, int64_t now_us)
     struct batch *batch = model_batch(turn->model);
     engine_fill(batch, plan, turn->seq);
     model_start(turn->model, batch);
-    turn->flight[turn->flight_count++] = (struct flight){plan, batch, now_us};
+    struct flight *flight = &turn->flight[turn->flight_count];
+    *flight = (struct flight){.plan = plan, .batch = batch, .start_us = now_us, .busy_us = busy_us};
+    if (turn->step_log != NULL) {
+        flight->line = step_line_make(plan, turn->seq);
+        flight->line.alone = turn->flight_count == 0;
+    }
+    turn->flight_count++;
     return true;
 }
 
@@ -463,6 +510,8 @@ static void lose(struct turn *turn)
         *seq = (struct engine_seq){0};
     }
     flush(turn);
+    if (turn->step_log != NULL) /* the process ends without closing it */
+        step_log_flush(turn->step_log);
 }
 
 enum turn_state turn_run(struct turn *turn)
@@ -470,15 +519,20 @@ enum turn_state turn_run(struct turn *turn)
     bool started = start_step(turn, engine_now_us());
 
     if (turn->flight_count > 0 && (!started || turn->flight_count == turn->flight_max)) {
+        int64_t wait_from_us = engine_now_us();
         if (model_wait(turn->model, turn->flight[0].batch) < 0) {
             lose(turn);
             return TURN_LOST;
         }
-        finish_step(turn);
+        finish_step(turn, wait_from_us);
     }
     reap(turn);
     flush(turn);
-    return scheduler_idle(turn->scheduler) ? TURN_IDLE : TURN_WORKED;
+    if (!scheduler_idle(turn->scheduler))
+        return TURN_WORKED;
+    if (turn->step_log != NULL)
+        step_log_flush(turn->step_log);
+    return TURN_IDLE;
 }
 
 /* ---- what operators see ---- */

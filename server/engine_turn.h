@@ -13,13 +13,16 @@ struct scheduler_config engine_scheduler_config(const struct config *config,
                                                 const struct model_info *info, int32_t slot_max,
                                                 int32_t waiting_max);
 
-struct turn; /* opaque */
+struct turn;     /* opaque */
+struct step_log; /* server/step_log.h */
 
 /* NULL and one line in `error` when a sequence of the model's context cannot be scheduled. */
 struct turn *turn_create(struct model *model, const struct config *config, char *error,
                          size_t error_bytes);
 void turn_destroy(struct turn *turn);
 void turn_set_text(struct turn *turn, struct text *text); /* before the first job */
+/* Each step from now on is a line of it; the caller closes it after turn_destroy. */
+void turn_set_step_log(struct turn *turn, struct step_log *log);
 
 /* Takes one job; what becomes of it is told through its stream, also a refusal. */
 void turn_add(struct turn *turn, struct job *job);

@@ -52,6 +52,16 @@ bool server_logged(const struct server *server, const char *text)
     return found;
 }
 
+bool server_logged_again(const struct server *server, const char *text)
+{
+    char *log = read_log(server);
+    const char *first = strstr(log, text);
+    bool again = first != NULL && strstr(first + 1, text) != NULL;
+
+    free(log);
+    return again;
+}
+
 static void run(const struct server *server, int argc, char **argv)
 {
     prctl(PR_SET_PDEATHSIG, SIGKILL); /* not to outlive a test that fails */

@@ -28,6 +28,8 @@ int server_wait(struct server *server);
 int server_stop(struct server *server);
 /* Whether its log has `text`. */
 bool server_logged(const struct server *server, const char *text);
+/* Whether it has it more than once. */
+bool server_logged_again(const struct server *server, const char *text);
 
 /* A sample of /metrics by its whole name and labels, -1: not there. */
 double server_metric(const struct server *server, const char *sample);

@@ -41,7 +41,7 @@ for rule in line-length file-length function-length first-comment include-direct
     environment unbounded typedef; do
     check "$rule" "$(grep -c "^$rule " $work/tidy.log)"
 done
-own=$(sources '*.md' '*.sh' '*.yaml' '*.service' Makefile '*.awk' '.ci/*' | grep -v '^tests/lint/' |
+own=$(sources '*.md' '*.sh' '*.py' '*.yaml' '*.service' Makefile '*.awk' '.ci/*' | grep -v '^tests/lint/' |
     xargs grep -nE '/(work|root)/|/home/')
 [ -z "$own" ] || echo "$own"
 check "own machine, other files" "$(printf '%s' "$own" | grep -c .)"
