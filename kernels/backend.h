@@ -268,10 +268,14 @@ struct device_ops {
      * in a backend that cannot fault. */
     const char *(*fault)(struct device *device);
     /* Capture: ops between begin and end are recorded, not run, under `key`; launch runs them
-     * again with what the step state then holds. NULL where a backend has no graphs. */
+     * again with what the step state then holds. What is recorded before the first step is good
+     * for steps of decode. NULL where a backend has no graphs. */
     bool (*graph_begin)(struct device *device, int64_t key);
     bool (*graph_end)(struct device *device, int64_t key);
     bool (*graph_launch)(struct device *device, int64_t key); /* false: not captured yet */
+    /* What a captured step of a model of `layer_count` layers takes of the device's memory at most.
+     * NULL where graph_begin is. */
+    size_t (*graph_bytes)(struct device *device, int32_t layer_count);
 
     /* out[t] = row token[t] of `table`, times scale. `out` is residual. [T, D] */
     void (*embed)(struct device *device, struct activation out, const struct weight *table,

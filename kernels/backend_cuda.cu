@@ -403,6 +403,7 @@ static const struct device_ops ops = {
     .graph_begin = cuda_graph_begin,
     .graph_end = cuda_graph_end,
     .graph_launch = cuda_graph_launch,
+    .graph_bytes = cuda_graph_bytes,
     .embed = cuda_embed,
     .norm = cuda_norm,
     .add_norm = cuda_add_norm,

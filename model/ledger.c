@@ -28,21 +28,25 @@ static int64_t blocks_for(const struct ledger_wish *wish, int64_t tokens)
 /* Bytes that the pool may take at a context of `context` tokens. */
 static int64_t pool_room(const struct ledger_wish *wish, int64_t limit, int64_t context)
 {
-    return limit - wish->weight_bytes - wish->workspace_bytes - context * wish->position_bytes;
+    return limit - wish->weight_bytes - wish->workspace_bytes - context * wish->position_bytes -
+           wish->graph_bytes;
 }
 
 static int refuse(const struct ledger_wish *wish, int64_t limit, int64_t context, int64_t blocks,
                   char *error, size_t error_bytes)
 {
     char weights[SIZE_TEXT], workspace[SIZE_TEXT], kv[SIZE_TEXT], allowed[SIZE_TEXT];
+    char size[SIZE_TEXT], graphs[SIZE_TEXT + 16] = "";
 
+    if (wish->graph_bytes > 0)
+        snprintf(graphs, sizeof(graphs), " + graphs %s", ledger_size(wish->graph_bytes, size));
     snprintf(error, error_bytes,
-             "not enough memory: weights %s + workspace %s + KV %s (%" PRId64 " blocks of %" PRId32
-             " tokens; one sequence of %" PRId64 " tokens takes %" PRId64
+             "not enough memory: weights %s + workspace %s%s + KV %s (%" PRId64
+             " blocks of %" PRId32 " tokens; one sequence of %" PRId64 " tokens takes %" PRId64
              ") exceed the %s that may be used; ask for a smaller context or KV pool, fewer tokens "
              "a step, or a larger share of the memory",
              ledger_size(wish->weight_bytes, weights),
-             ledger_size(wish->workspace_bytes + context * wish->position_bytes, workspace),
+             ledger_size(wish->workspace_bytes + context * wish->position_bytes, workspace), graphs,
              ledger_size(blocks * wish->block_bytes, kv), blocks, wish->block_tokens, context,
              blocks_for(wish, context), ledger_size(limit, allowed));
     return -ENOMEM;
@@ -173,6 +177,7 @@ int ledger_make(struct ledger *ledger, const struct ledger_wish *wish, char *err
         .block_count = (int32_t)blocks,
         .weight_bytes = wish->weight_bytes,
         .workspace_bytes = wish->workspace_bytes + context * wish->position_bytes,
+        .graph_bytes = wish->graph_bytes,
         .kv_bytes = blocks * wish->block_bytes,
     };
     return 0;

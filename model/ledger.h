@@ -23,6 +23,7 @@ struct ledger_wish {
     int64_t weight_bytes;
     int64_t workspace_bytes; /* that does not depend on the context */
     int64_t position_bytes;  /* of workspace, for each position of the context */
+    int64_t graph_bytes;     /* of all recorded steps; 0 where a device has none */
     int64_t block_bytes;
 };
 
@@ -31,6 +32,7 @@ struct ledger {
     int32_t block_count;
     int64_t weight_bytes;
     int64_t workspace_bytes;
+    int64_t graph_bytes;
     int64_t kv_bytes;
 };
 

@@ -133,6 +133,7 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->read_rate = rank_read_rate(model->rank);
     info->kv_bytes = ledger->kv_bytes;
     info->workspace_bytes = ledger->workspace_bytes;
+    info->graph_bytes = ledger->graph_bytes;
     info->step_tokens = options->token_max;
     info->layer_count = model->shape.layer_count;
     info->vocab_count = model->shape.vocab_count;

@@ -81,6 +81,7 @@ struct model_info {
     double read_rate;     /* bytes a second, of the device's memory; 0: not measured */
     int64_t kv_bytes;     /* of all blocks */
     int64_t workspace_bytes;
+    int64_t graph_bytes; /* of as many recorded steps as there may be; 0 on a CPU */
     int32_t step_tokens; /* of the largest step */
     int32_t layer_count;
     int32_t vocab_count;

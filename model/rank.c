@@ -17,6 +17,8 @@ enum {
     STRIDE_ALIGN = 32, /* elements */
     BUFFER_MAX = 16,
     MIXED_GRAPH_MAX = 256, /* tokens of a step that has prompts in it */
+    READY_GRAPH_MAX = 256, /* tokens of the largest step of decode that is recorded at the start */
+    GRAPHS_MAX = 256,      /* all of them; further sizes run without */
 };
 
 struct rank {
@@ -203,6 +205,9 @@ static bool make_ledger(struct rank *rank, const struct loader *loader, const st
         wish->position_bytes += (int64_t)rope_table_bytes(&shape->rope[i], 1);
     if (rank->ops->kv_fixed_bytes != NULL)
         wish->workspace_bytes += (int64_t)rank->ops->kv_fixed_bytes(rank->device, kv);
+    if (rank->ops->graph_bytes != NULL)
+        wish->graph_bytes =
+            GRAPHS_MAX * (int64_t)rank->ops->graph_bytes(rank->device, shape->layer_count);
     wish->block_bytes = (int64_t)rank->ops->kv_block_bytes(rank->device, kv);
     wish->free_bytes = (int64_t)rank->ops->memory_free(rank->device);
     if (rank->ops->memory_total != NULL) {
@@ -277,6 +282,73 @@ static bool take_table(struct rank *rank)
     return status == 0;
 }
 
+/* ---- recorded steps ---- */
+
+/* The size that a graph for `count` tokens is captured at: few sizes, little padding. */
+static int32_t padded(int32_t count)
+{
+    int32_t step = count <= 64 ? 8 : count <= 256 ? 16 : 32;
+
+    if (count <= 2)
+        return count;
+    return count <= 4 ? 4 : (count + step - 1) / step * step;
+}
+
+static void forward(struct rank *rank, int32_t token_count, int32_t sample_count)
+{
+    struct pass pass = rank->pass;
+
+    pass.rows = token_count;
+    pass.sample_count = sample_count;
+    rank->options.arch->forward(&pass);
+}
+
+/* The padded sizes that a graph is recorded for; none where T is 0. */
+struct graph_size {
+    int32_t T, S;
+};
+
+static int64_t key_of(struct graph_size size)
+{
+    return (int64_t)size.T << 32 | size.S;
+}
+
+static bool has_room_for_graph(const struct rank *rank)
+{
+    return atomic_load_explicit(&rank->graph_count, memory_order_relaxed) < GRAPHS_MAX;
+}
+
+/* False: it failed. */
+static bool record(struct rank *rank, struct graph_size size)
+{
+    if (!rank->ops->graph_begin(rank->device, key_of(size)))
+        return false;
+    forward(rank, size.T, size.S);
+    atomic_fetch_add_explicit(&rank->graph_count, 1, memory_order_relaxed);
+    return rank->ops->graph_end(rank->device, key_of(size));
+}
+
+/* The sizes of decode, so that no step of it has to wait for its recording, and so that what the
+ * device takes for them is taken now. */
+static void record_decode(struct rank *rank)
+{
+    const struct device_options *limit = &rank->options.device;
+    int32_t most = padded(limit->slot_max < READY_GRAPH_MAX ? limit->slot_max : READY_GRAPH_MAX);
+
+    most = most < limit->token_max ? most : limit->token_max;
+    most = most < limit->sample_max ? most : limit->sample_max;
+    for (int32_t T = 1; rank->ops->graph_begin != NULL && T <= most; T = padded(T + 1)) {
+        if (!record(rank, (struct graph_size){T, T})) {
+            source_refuse(rank->options.source, -ENOMEM,
+                          "could not record a step of %d tokens on the %s device", T,
+                          rank->ops->name);
+            return;
+        }
+    }
+}
+
+/* ---- loading, the last of it ---- */
+
 static void load(struct rank *rank)
 {
     static const int32_t one_group[LAYER_MAX];
@@ -319,33 +391,10 @@ static void load(struct rank *rank)
     rank->pass.device = rank->device;
     rank->pass.shape = shape;
     rank->pass.weights = &rank->weights;
+    record_decode(rank);
 }
 
 /* ---- steps ---- */
-
-/* The size that a graph for `count` tokens is captured at: few sizes, little padding. */
-static int32_t padded(int32_t count)
-{
-    int32_t step = count <= 64 ? 8 : count <= 256 ? 16 : 32;
-
-    if (count <= 2)
-        return count;
-    return count <= 4 ? 4 : (count + step - 1) / step * step;
-}
-
-static void forward(struct rank *rank, int32_t token_count, int32_t sample_count)
-{
-    struct pass pass = rank->pass;
-
-    pass.rows = token_count;
-    pass.sample_count = sample_count;
-    rank->options.arch->forward(&pass);
-}
-
-/* The padded sizes that a graph is recorded for; none where T is 0. */
-struct graph_size {
-    int32_t T, S;
-};
 
 /* Small steps are recorded: in large ones the launches take less time than the work. Where all
  * rows are one token there is one graph a T; in a mixed step samples are padded to few sizes. */
@@ -369,20 +418,17 @@ static struct graph_size graph_size(const struct rank *rank, const struct step *
     return size;
 }
 
+/* STEP_DIRECT: there is no graph, old or new, to launch; a failure is a fault. */
 static enum step_launch forward_graph(struct rank *rank, struct graph_size size)
 {
-    int64_t key = (int64_t)size.T << 32 | size.S;
-
-    if (rank->ops->graph_launch(rank->device, key))
-        return STEP_REPLAYED;
-    if (!rank->ops->graph_begin(rank->device, key)) {
-        rank->graph_fault = true;
+    if (size.T == 0)
         return STEP_DIRECT;
-    }
-    forward(rank, size.T, size.S);
-    if (!rank->ops->graph_end(rank->device, key) || !rank->ops->graph_launch(rank->device, key))
+    if (rank->ops->graph_launch(rank->device, key_of(size)))
+        return STEP_REPLAYED;
+    if (!has_room_for_graph(rank))
+        return STEP_DIRECT;
+    if (!record(rank, size) || !rank->ops->graph_launch(rank->device, key_of(size)))
         rank->graph_fault = true;
-    atomic_fetch_add_explicit(&rank->graph_count, 1, memory_order_relaxed);
     return STEP_RECORDED;
 }
 
@@ -397,16 +443,15 @@ static int64_t now_us(void)
 static void issue(struct rank *rank, struct batch *batch)
 {
     const struct step *step = &batch->step;
-    struct graph_size size = graph_size(rank, step);
     int64_t start_us = now_us();
 
     assert(step->token_count <= rank->options.device.token_max);
     assert(step->sample_count <= rank->options.device.sample_max);
     batch->launch = STEP_DIRECT;
     rank->ops->step_begin(rank->device, step);
-    if (step->token_count > 0 && size.T > 0)
-        batch->launch = forward_graph(rank, size);
-    else if (step->token_count > 0)
+    if (step->token_count > 0)
+        batch->launch = forward_graph(rank, graph_size(rank, step));
+    if (step->token_count > 0 && batch->launch == STEP_DIRECT)
         forward(rank, step->token_count, step->sample_count);
     rank->ops->step_end(rank->device, &batch->result);
     batch->launch_us = now_us() - start_us;

@@ -20,7 +20,7 @@ struct rank_options {
     const struct arch *arch;
     const struct shape *shape; /* borrowed until rank_close */
     struct source *source;     /* borrowed until loaded; refusals go there */
-    struct ledger_wish wish;   /* all but free, weight, workspace, position and block bytes */
+    struct ledger_wish wish;   /* all but what the device and the model decide: bytes */
     bool measure;              /* open, add up, and stop there: nothing is loaded */
     bool read_rate;            /* measure it, see rank_read_rate */
     const char *tune_table;    /* file to be followed (tune.h), or NULL */

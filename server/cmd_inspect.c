@@ -83,6 +83,8 @@ static void print_memory(const struct model_inspection *inspection,
     printf("  weights      %s\n", size_text(info->weight_bytes, text));
     printf("  workspace    %s for steps of %" PRId32 " tokens\n",
            size_text(info->workspace_bytes, text), info->step_tokens);
+    if (info->graph_bytes > 0)
+        printf("  graphs       %s\n", size_text(info->graph_bytes, text));
     printf("  KV           %s a token;",
            size_text(inspection->block_bytes / info->block_tokens, text));
     printf(" %s for a sequence of %" PRId32 " tokens\n",
@@ -91,8 +93,9 @@ static void print_memory(const struct model_inspection *inspection,
            " tokens for at most %" PRId32 " sequences\n",
            size_text(info->kv_bytes, text), info->block_count, info->block_tokens, tokens,
            options->slot_max);
-    printf("  all          %s\n",
-           size_text(info->weight_bytes + info->workspace_bytes + info->kv_bytes, text));
+    printf("  all          %s\n", size_text(info->weight_bytes + info->workspace_bytes +
+                                                info->graph_bytes + info->kv_bytes,
+                                            text));
 }
 
 /* ---- for programs ---- */
@@ -155,6 +158,7 @@ static void info_members(struct json *json, const struct model_inspection *inspe
     text_member(json, "device", info->device);
     int_member(json, "weight_bytes", info->weight_bytes);
     int_member(json, "workspace_bytes", info->workspace_bytes);
+    int_member(json, "graph_bytes", info->graph_bytes);
     int_member(json, "kv_bytes", info->kv_bytes);
     int_member(json, "kv_bytes_per_token", inspection->block_bytes / info->block_tokens);
     int_member(json, "kv_blocks", info->block_count);

@@ -159,9 +159,9 @@ static void log_ready(const struct serving *serving)
                  "the memory holds sequences of %d tokens, fewer than the model's %d; see "
                  "kv-cache-memory-bytes and gpu-memory-utilization",
                  info->context_max, info->context_model);
-    log_info("model", "memory weights_mib=%.1f kv_mib=%.1f workspace_mib=%.1f",
+    log_info("model", "memory weights_mib=%.1f kv_mib=%.1f workspace_mib=%.1f graphs_mib=%.1f",
              (double)info->weight_bytes / (1 << 20), (double)info->kv_bytes / (1 << 20),
-             (double)info->workspace_bytes / (1 << 20));
+             (double)info->workspace_bytes / (1 << 20), (double)info->graph_bytes / (1 << 20));
     log_info("engine",
              "limits kv_blocks=%d block_tokens=%d kv_tokens=%lld context=%d slots=%d "
              "step_tokens=%d",

@@ -59,9 +59,10 @@ struct json; /* server/json_write.h: a growing text */
     COUNTER(METRIC_SSE_EVENTS, "sse_events_total", "", "", "", "Events sent on streams.")          \
     COUNTER(METRIC_UNKNOWN_FIELDS, "request_unknown_fields_total", "", "", "",                     \
             "Request fields that were ignored because nothing knows them.")                        \
-    COUNTER(                                                                                       \
-        METRIC_GRAPHS, "engine_graphs_total", "", "", "",                                          \
-        "Steps whose launches a GPU recorded first: the first ones of their sizes, and slower.")   \
+    COUNTER(METRIC_GRAPHS, "engine_graphs_total", "", "", "",                                      \
+            "Sizes of steps whose launches a GPU recorded: those of decode at the start; others "  \
+            "when the "                                                                            \
+            "first step of their size comes, which is slower.")                                    \
     COUNTER(METRIC_STEPS, "engine_steps_total", "", "", "", "Steps of the engine.")
 
 /* GAUGE(enum, quire name, quire labels, vLLM name, vLLM labels, help) */

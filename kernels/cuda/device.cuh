@@ -230,6 +230,7 @@ void cuda_graph_close(struct device *device);
 bool cuda_graph_begin(struct device *device, int64_t key);
 bool cuda_graph_end(struct device *device, int64_t key);
 bool cuda_graph_launch(struct device *device, int64_t key);
+size_t cuda_graph_bytes(struct device *device, int32_t layer_count);
 
 /* sample.cu */
 bool cuda_sample_open(struct device *device); /* false: no memory */

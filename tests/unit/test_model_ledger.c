@@ -41,6 +41,36 @@ static void the_pool_takes_the_share_that_is_left(void)
     EXPECT_INT(ledger.block_count, ==, (50000 - 1000 - 356) / 32);
     EXPECT_INT(ledger.kv_bytes, ==, ledger.block_count * 32);
     EXPECT(ledger.weight_bytes + ledger.workspace_bytes + ledger.kv_bytes <= 50000);
+    wish.graph_bytes = 640;
+    EXPECT_INT(make(&ledger, &wish), ==, 0);
+    EXPECT_INT(ledger.graph_bytes, ==, 640);
+    EXPECT_INT(ledger.block_count, ==, (50000 - 1000 - 356 - 640) / 32);
+}
+
+/* Each term of the sum, one at a time: with so many bytes more of it the pool has as many fewer. */
+static void every_term_is_taken_off_the_pool(void)
+{
+    static const size_t term[] = {offsetof(struct ledger_wish, weight_bytes),
+                                  offsetof(struct ledger_wish, workspace_bytes),
+                                  offsetof(struct ledger_wish, graph_bytes)};
+
+    for (size_t i = 0; i < sizeof(term) / sizeof(*term); i++) {
+        struct ledger_wish wish = simple();
+        struct ledger before, after;
+
+        wish.slot_max = 1000;
+        EXPECT_INT(make(&before, &wish), ==, 0);
+        *(int64_t *)((char *)&wish + term[i]) += 3200;
+        EXPECT_INT(make(&after, &wish), ==, 0);
+        EXPECT_INT(after.block_count, ==, before.block_count - 100);
+        EXPECT_INT(
+            after.weight_bytes + after.workspace_bytes + after.graph_bytes + after.kv_bytes, ==,
+            before.weight_bytes + before.workspace_bytes + before.graph_bytes + before.kv_bytes);
+        wish.block_count = (int32_t)((100000 - 1356) / 32 - 99); /* a size that is given, too */
+        EXPECT_INT(make(&after, &wish), ==, -ENOMEM);
+        wish.block_count--;
+        EXPECT_INT(make(&after, &wish), ==, 0);
+    }
 }
 
 static void a_devices_own_memory_is_shared_out_as_a_whole(void)
@@ -101,7 +131,10 @@ static void what_cannot_fit_at_all_is_refused(void)
     EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
     wish.weight_bytes = 1LL << 40;
     EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
-    EXPECT(strstr(message, "weights 1.0 TiB") != NULL);
+    EXPECT(strstr(message, "weights 1.0 TiB + workspace 356 bytes + KV") != NULL);
+    wish.graph_bytes = 2048;
+    EXPECT_INT(make(&ledger, &wish), ==, -ENOMEM);
+    EXPECT(strstr(message, "weights 1.0 TiB + workspace 356 bytes + graphs 2.0 KiB + KV") != NULL);
 }
 
 static void given_pools_are_taken_as_they_are(void)
@@ -188,6 +221,7 @@ static void a_limit_keeps_the_pool_small_but_not_below_one_sequence(void)
 int main(void)
 {
     TEST(the_pool_takes_the_share_that_is_left);
+    TEST(every_term_is_taken_off_the_pool);
     TEST(a_devices_own_memory_is_shared_out_as_a_whole);
     TEST(the_pool_is_no_larger_than_can_be_used);
     TEST(the_context_shrinks_only_when_none_was_asked_for);
