@@ -301,13 +301,16 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.options = options
         self.over = threading.Event()
-        self.start_time = time.time()
+        self.start_time = 0
         self.samples = []  # dicts
         self.device_mib = None
         self.metrics_seconds = 0
+        self.failures = 0
         self.smi = None
+
+    def watch_device(self):
         if shutil.which('nvidia-smi'):
-            self.smi = subprocess.Popen(['nvidia-smi', '-i', str(options.gpu), '--query-gpu=memory.used',
+            self.smi = subprocess.Popen(['nvidia-smi', '-i', str(self.options.gpu), '--query-gpu=memory.used',
                                          '--format=csv,noheader,nounits', '-l', '1'],
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
             threading.Thread(target=self.read_smi, daemon=True).start()
@@ -358,11 +361,15 @@ class Watch(threading.Thread):
         }
 
     def run(self):
+        self.start_time = time.time()
+        self.watch_device()
         while not self.over.wait(1):
             try:
                 self.samples.append(self.sample())
             except OSError as error:
-                print('BAD /metrics: %s' % error, flush=True)
+                self.failures += 1
+                if self.failures <= BAD_SHOWN:
+                    print('BAD /metrics: %s' % error, flush=True)
 
     def stop(self):
         self.over.set()
@@ -417,11 +424,17 @@ def at(samples, seconds):
 
 def verdict(watch, counts, options):
     """Prints what was seen; whether all was well."""
-    faults = []
-    rest, samples = await_rest(watch), watch.samples
+    faults, samples = [], watch.samples
+    try:
+        rest = await_rest(watch)
+    except OSError as error:
+        print('FAIL the server does not answer any more: %s' % error)
+        return False
     if not samples:
         print('FAIL no sample was taken')
         return False
+    if watch.failures:
+        faults.append('/metrics did not answer %d times' % watch.failures)
     first, last = samples[0], samples[-1]
     early = at(samples, min(60, options.seconds / 2))
     print(line_of(first, last, counts))
@@ -478,6 +491,12 @@ def read_options():
 
 def main():
     options = read_options()
+    watch = Watch(options)
+    try:
+        watch.sample()
+    except OSError as error:
+        print('no answer from %s:%d: %s' % (options.host, options.port, error))
+        return 1
     if options.warm:
         start = time.time()
         asyncio.run(warm_up(options))
@@ -491,7 +510,6 @@ def main():
     workers = [multiprocessing.Process(target=work, args=(i, options, end, cells)) for i in range(options.processes)]
     for worker in workers:
         worker.start()
-    watch = Watch(options)
     watch.start()
     tell(watch, workers, counted, options.interval)
     watch.stop()
