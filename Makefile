@@ -37,6 +37,7 @@ endif
 # ---- sources: every room is a library; a new file needs no line here ----
 ROOMS := kernels kvcache model scheduler server
 SOURCES_kernels := $(wildcard kernels/*.c kernels/cpu/*.c)
+SOURCES_kernels += build/tuned_builtin.c
 SOURCES_kernels := $(filter-out $(if $(filter 1,$(CUDA)),kernels/backend_none.c),$(SOURCES_kernels))
 SOURCES_kvcache := $(wildcard kvcache/*.c)
 SOURCES_model := $(wildcard model/*.c model/load/*.c model/text/*.c model/arch/*.c)
@@ -92,6 +93,13 @@ $(OUT)/%.c.o: %.c
 $(OUT)/%.cu.o: %.cu
 	@mkdir -p $(@D)
 	$(QUIET)$(NVCC) $(NVCCFLAGS) $(call gpus,$<) -MMD -MP -MF $(@:.o=.d) -c $< -o $@
+
+# configs/tune in one string: measured tables travel inside the binary (kernels/tuned.h).
+TUNE_TABLES := $(sort $(wildcard configs/tune/*.txt))
+build/tuned_builtin.c: $(TUNE_TABLES) configs/tune Makefile
+	@mkdir -p $(@D)
+	@{ echo '#include "kernels/tuned.h"'; echo 'const char tuned_builtin[] ='; \
+	sed 's/[\\"]/\\&/g; s/.*/"&\\n"/' $(TUNE_TABLES) /dev/null; echo '"";'; } >$@.$$$$ && mv $@.$$$$ $@
 QUIET = $(if $(V),,@echo "  $(MODE)  $(patsubst $(OUT)/%,%,$@)";)
 
 $(OUT)/quire: $(OUT)/server/main.c.o $(foreach room,$(NEEDS_server),$(call library,$(room)))
@@ -227,7 +235,7 @@ test-cuda-memcheck: $(OPS) ## the same under compute-sanitizer
 	compute-sanitizer --error-exitcode 1 --report-api-errors no --tool $$tool $$t --backend $$b || exit 1; done; done; done
 
 ##@ Measure and ship
-.PHONY: bench bench-cuda bundle docs format clean compile_commands.json
+.PHONY: bench bench-cuda tune-table bundle docs format clean compile_commands.json
 BENCH := $(patsubst %.c,$(OUT)/%,$(wildcard tests/bench/bench_*.c))
 $(BENCH): $(OUT)/%: $(OUT)/%.c.o $(REFERENCE) $(foreach room,$(NEEDS_server),$(call library,$(room)))
 	$(QUIET)$(link)
@@ -237,6 +245,8 @@ bench: build $(BENCH) ## kernels and engine on the CPU; JSON lines to build/benc
 bench-cuda: build $(OUT)/tests/bench/bench_attention ## attention and the engine on the GPU; JSON lines to build/bench.jsonl
 	@$(OUT)/tests/bench/bench_attention | tee build/bench.jsonl
 	@build/quire bench $(MODEL) --device cuda $(ARGS) | tee -a build/bench.jsonl
+tune-table: ## several models' tables of quire tune in one: make -s tune-table TABLES="A B" >configs/tune/NAME.txt
+	@sh configs/tune/merge.sh $(TABLES)
 bundle: build ## the daemon with its shared libraries beside it, for a machine without them
 	@rm -rf build/bundle && mkdir -p build/bundle/lib
 	@$(CC) $(LDFLAGS) -o build/bundle/quire $(OUT)/server/main.c.o -Wl,--start-group $(foreach room,$(NEEDS_server),$(call library,$(room))) -Wl,--end-group \

@@ -7,7 +7,7 @@
  *
  * kind of product, outputs, inputs, tokens; then the way: which operand is the tile's rows, its
  * warpgroups, columns, blocks of a cluster, panels a stage (matmul.cu), rows of a tile. A way that
- * a build does not have is left alone: no way changes a bit of a result, so a table never has to be
+ * a build does not have is skipped: no way changes a bit of a result, so a table never has to be
  * followed.
  */
 #ifndef KERNELS_TUNED_H
@@ -56,5 +56,9 @@ bool tuned_add(struct tuned_table *table, const struct tuned_line *line);
 const struct tuned_line *tuned_find(const struct tuned_table *table,
                                     const struct tuned_product *product, int32_t token_count);
 void tuned_release(struct tuned_table *table);
+
+/* The tables that come with the source: the files of configs/tune, one behind the other. Made by
+ * the Makefile; a line "device NAME" begins what is good for a device. */
+extern const char tuned_builtin[];
 
 #endif

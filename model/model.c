@@ -134,6 +134,8 @@ static void fill_info(struct model *model, const struct model_options *options,
     info->kv_bytes = ledger->kv_bytes;
     info->workspace_bytes = ledger->workspace_bytes;
     info->graph_bytes = ledger->graph_bytes;
+    rank_describe_table(model->rank, info->tune_table, sizeof(info->tune_table), info->tune_warning,
+                        sizeof(info->tune_warning));
     info->step_tokens = options->token_max;
     info->layer_count = model->shape.layer_count;
     info->vocab_count = model->shape.vocab_count;

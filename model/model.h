@@ -28,7 +28,7 @@ struct model_options {
     bool portable;          /* GPU: only kernels that every GPU of the build can run */
     bool dummy_weights;     /* of a folder: random ones in config.json's shape; none are read */
     bool skip_tokenizer;    /* the model has none, whatever its files hold */
-    const char *tune_table; /* file of quire tune to be followed, or NULL */
+    const char *tune_table; /* file of quire tune that goes before the built-in one, or NULL */
     bool read_rate;         /* measure what the device's memory gives, before it is filled */
     int32_t thread_count;   /* CPU backend; 0: one a core */
     int32_t context_max;    /* tokens; 0: the model's own, or what fits */
@@ -92,7 +92,9 @@ struct model_info {
     int32_t end_count; /* tokens that end a sequence */
     int32_t end_token[MODEL_END_MAX];
     struct model_defaults defaults;
-    char note[128]; /* what whoever serves it should know, in a line; "": nothing */
+    char tune_table[512];   /* which are followed, for the log; "": the device has one way only */
+    char tune_warning[512]; /* what is wrong with them; "": nothing */
+    char note[128];         /* what whoever serves it should know, in a line; "": nothing */
 };
 
 /* How a step's launches reached its device: one by one, as a graph that was recorded before, or as

@@ -33,6 +33,7 @@ struct rank {
     int64_t step_bytes;   /* of the weights, what a step reads */
     double read_rate;
     char description[128];
+    struct tune_taken tuned;
     atomic_llong graph_count; /* recorded so far */
     bool graph_fault;         /* sticks, as a device's own faults do */
     char fault[256];          /* why; written once, before the wait that says -EIO returns */
@@ -268,15 +269,13 @@ static int64_t count_step_bytes(const struct rank *rank)
     return bytes;
 }
 
-/* The table that is to be followed, if there is one. */
+/* The tables that are to be followed, if there are some. */
 static bool take_table(struct rank *rank)
 {
     char detail[512] = "";
+    int status = tune_take(rank->ops, rank->device, rank->options.tune_table, tuned_builtin,
+                           &rank->tuned, detail, sizeof(detail));
 
-    if (rank->options.tune_table == NULL)
-        return true;
-    int status =
-        tune_take(rank->ops, rank->device, rank->options.tune_table, detail, sizeof(detail));
     if (status != 0)
         source_refuse(rank->options.source, status, "%s", detail);
     return status == 0;
@@ -604,6 +603,16 @@ void rank_describe(const struct rank *rank, char *text, size_t max)
 int64_t rank_graph_count(const struct rank *rank)
 {
     return atomic_load_explicit(&rank->graph_count, memory_order_relaxed);
+}
+
+void rank_describe_table(const struct rank *rank, char *text, size_t max, char *warning,
+                         size_t warning_max)
+{
+    text[0] = warning[0] = '\0';
+    if (rank->ops->tuned == NULL)
+        return;
+    tune_describe(&rank->tuned, rank->options.tune_table, rank->description, text, max);
+    tune_warning(&rank->tuned, rank->options.tune_table, warning, warning_max);
 }
 
 const char *rank_fault(const struct rank *rank)

@@ -23,7 +23,7 @@ struct rank_options {
     struct ledger_wish wish;   /* all but what the device and the model decide: bytes */
     bool measure;              /* open, add up, and stop there: nothing is loaded */
     bool read_rate;            /* measure it, see rank_read_rate */
-    const char *tune_table;    /* file to be followed (tune.h), or NULL */
+    const char *tune_table;    /* file to be followed (tune.h), or NULL; borrowed until loaded */
 };
 
 /* Starts the thread. NULL: no memory or no thread. */
@@ -37,6 +37,10 @@ int64_t rank_block_bytes(const struct rank *rank);         /* once loaded */
 int64_t rank_step_bytes(const struct rank *rank); /* of weights that a step reads; once loaded */
 double rank_read_rate(const struct rank *rank);   /* of the device; 0: not measured */
 void rank_describe(const struct rank *rank, char *text, size_t max); /* once loaded */
+/* Which tables of products are followed, and what to warn of; "" where there is nothing to say.
+ * Once loaded, while the path of options is there. */
+void rank_describe_table(const struct rank *rank, char *text, size_t max, char *warning,
+                         size_t warning_max);
 
 int64_t rank_graph_count(const struct rank *rank); /* any thread */
 

@@ -23,9 +23,12 @@ void tune_device_name(const char *description, char *name, size_t max)
 struct reading {
     const struct device_ops *ops;
     struct device *device;
-    const char *path;
-    int32_t number; /* of the line */
-    bool named;     /* the device's line was there */
+    const char *path;       /* NULL: the built-in tables */
+    int32_t number;         /* of the line */
+    bool named;             /* a device's line was there */
+    bool other;             /* it named another one */
+    struct tuned_table own; /* the file's lines */
+    struct tune_taken *taken;
     char *error;
     size_t error_bytes;
 };
@@ -33,9 +36,9 @@ struct reading {
 __attribute__((format(printf, 3, 4))) static int refuse(const struct reading *reading, int status,
                                                         const char *format, ...)
 {
+    const char *path = reading->path == NULL ? "built-in table" : reading->path;
     va_list list;
-    int count =
-        snprintf(reading->error, reading->error_bytes, "%s:%d: ", reading->path, reading->number);
+    int count = snprintf(reading->error, reading->error_bytes, "%s:%d: ", path, reading->number);
 
     if (count < 0 || (size_t)count >= reading->error_bytes)
         return status;
@@ -45,68 +48,169 @@ __attribute__((format(printf, 3, 4))) static int refuse(const struct reading *re
     return status;
 }
 
-static int take_line(struct reading *reading, const char *text)
+static int take_device(struct reading *reading, const char *wanted)
 {
-    static const char device[] = "device ";
     char name[128];
 
-    if (text[0] == '\0' || text[0] == '#')
+    tune_device_name(reading->ops->describe(reading->device), name, sizeof(name));
+    reading->named = true;
+    reading->other = strcmp(wanted, name) != 0;
+    if (reading->other && reading->path != NULL)
+        return refuse(reading, -EINVAL, "the table is for %.100s, and this is %s", wanted, name);
+    return 0;
+}
+
+static void skip(struct reading *reading)
+{
+    struct tune_taken *taken = reading->taken;
+
+    taken->skipped_count++;
+    if (reading->path != NULL && taken->skipped_line == 0)
+        taken->skipped_line = reading->number;
+}
+
+static int take_product(struct reading *reading, const char *text)
+{
+    struct tuned_line line;
+
+    if (!tuned_parse(&line, text))
+        return refuse(reading, -EINVAL, "\"%.100s\" is no line of a table of quire tune", text);
+    if (reading->path == NULL && tuned_find(&reading->own, &line.product, 1) != NULL)
         return 0;
-    if (!reading->named) {
-        tune_device_name(reading->ops->describe(reading->device), name, sizeof(name));
-        if (strncmp(text, device, strlen(device)) != 0)
-            return refuse(reading, -EINVAL, "a table of quire tune begins with its device");
-        if (strcmp(text + strlen(device), name) != 0)
-            return refuse(reading, -EINVAL, "the table is for %.100s, and this is %s",
-                          text + strlen(device), name);
-        reading->named = true;
+    if (reading->path != NULL && !tuned_add(&reading->own, &line))
+        return refuse(reading, -ENOMEM, "no memory for the table");
+    int status = reading->ops->tuned(reading->device, text);
+    if (status == -ENOTSUP) {
+        skip(reading);
         return 0;
     }
-    int status = reading->ops->tuned(reading->device, text);
-    if (status == -EINVAL)
-        return refuse(reading, status, "\"%.100s\" is no line of a table of quire tune", text);
+    if (status == 0 && reading->path != NULL)
+        reading->taken->own_count++;
+    else if (status == 0)
+        reading->taken->builtin_count++;
     return status == 0 ? 0 : refuse(reading, status, "no memory for the table");
 }
 
-static int take_file(struct reading *reading, FILE *file)
+static int take_line(struct reading *reading, const char *text)
+{
+    static const char device[] = "device ";
+
+    reading->number++;
+    if (text[0] == '\0' || text[0] == '#')
+        return 0;
+    if (strncmp(text, device, strlen(device)) == 0)
+        return take_device(reading, text + strlen(device));
+    if (!reading->named)
+        return refuse(reading, -EINVAL, "a table of quire tune begins with its device");
+    return reading->other ? 0 : take_product(reading, text);
+}
+
+static int take_stream(struct reading *reading, FILE *file)
 {
     char *text = NULL;
     size_t max = 0;
     int status = 0;
 
     for (ssize_t bytes; status == 0 && (bytes = getline(&text, &max, file)) >= 0;) {
-        reading->number++;
         if (bytes > 0 && text[bytes - 1] == '\n')
             text[bytes - 1] = '\0';
         status = take_line(reading, text);
     }
     if (status == 0 && ferror(file))
         status = refuse(reading, -EIO, "could not be read: %s", strerror(errno));
-    if (status == 0 && !reading->named)
-        status = refuse(reading, -EINVAL, "the table is empty");
     free(text);
     return status;
 }
 
-int tune_take(const struct device_ops *ops, struct device *device, const char *path, char *error,
-              size_t error_bytes)
+static int take_file(struct reading *reading)
 {
-    struct reading reading = {ops, device, path, 0, false, error, error_bytes};
+    FILE *file = fopen(reading->path, "r");
 
+    if (file == NULL) {
+        int status = -errno;
+        snprintf(reading->error, reading->error_bytes, "could not read %s: %s", reading->path,
+                 strerror(-status));
+        return status;
+    }
+    int status = take_stream(reading, file);
+    fclose(file);
+    if (status == 0 && !reading->named)
+        status = refuse(reading, -EINVAL, "the table is empty");
+    return status;
+}
+
+static int take_builtin(struct reading *reading, const char *builtin)
+{
+    int status = 0;
+
+    reading->path = NULL;
+    reading->named = false;
+    reading->number = 0;
+    while (status == 0 && *builtin != '\0') {
+        size_t count = strcspn(builtin, "\n");
+        char line[TUNED_TEXT_MAX];
+        snprintf(line, sizeof(line), "%.*s", (int)count, builtin);
+        status = take_line(reading, line);
+        builtin += count + (builtin[count] == '\n');
+    }
+    return status;
+}
+
+int tune_take(const struct device_ops *ops, struct device *device, const char *path,
+              const char *builtin, struct tune_taken *taken, char *error, size_t error_bytes)
+{
+    struct reading reading = {.ops = ops,
+                              .device = device,
+                              .path = path,
+                              .taken = taken,
+                              .error = error,
+                              .error_bytes = error_bytes};
+
+    memset(taken, 0, sizeof(*taken));
+    if (ops->tuned == NULL && path == NULL)
+        return 0;
     if (ops->tuned == NULL) {
         snprintf(error, error_bytes, "the %s device has one way to make products: no table",
                  ops->name);
         return -ENOTSUP;
     }
-    FILE *file = fopen(path, "r");
-    if (file == NULL) {
-        int status = -errno;
-        snprintf(error, error_bytes, "could not read %s: %s", path, strerror(-status));
-        return status;
-    }
-    int status = take_file(&reading, file);
-    fclose(file);
+    int status = path == NULL ? 0 : take_file(&reading);
+    if (status == 0)
+        status = take_builtin(&reading, builtin);
+    tuned_release(&reading.own);
     return status;
+}
+
+void tune_describe(const struct tune_taken *taken, const char *path, const char *device, char *text,
+                   size_t max)
+{
+    char own[256] = "", builtin[192] = "", name[128];
+
+    tune_device_name(device, name, sizeof(name));
+    if (path != NULL)
+        snprintf(own, sizeof(own), "%.200s (%d lines)", path, taken->own_count);
+    if (taken->builtin_count > 0)
+        snprintf(builtin, sizeof(builtin), "built-in for %s (%d lines)", name,
+                 taken->builtin_count);
+    snprintf(text, max, "%s%s%s", own, own[0] != '\0' && builtin[0] != '\0' ? ", " : "", builtin);
+    if (taken->own_count + taken->builtin_count == 0)
+        snprintf(text, max, "none: estimates");
+}
+
+void tune_warning(const struct tune_taken *taken, const char *path, char *text, size_t max)
+{
+    text[0] = '\0';
+    if (taken->skipped_line > 0)
+        snprintf(
+            text, max,
+            "%d lines of tune tables were skipped, since this build has no such way; the first "
+            "one is %.200s:%d; make the table anew by quire tune",
+            taken->skipped_count, path, taken->skipped_line);
+    else if (taken->skipped_count > 0)
+        snprintf(text, max,
+                 "%d lines of the built-in tune table were skipped, since kernels of this GPU have "
+                 "no such way",
+                 taken->skipped_count);
 }
 
 /* ---- making ---- */

@@ -162,6 +162,10 @@ static void log_ready(const struct serving *serving)
     log_info("model", "memory weights_mib=%.1f kv_mib=%.1f workspace_mib=%.1f graphs_mib=%.1f",
              (double)info->weight_bytes / (1 << 20), (double)info->kv_bytes / (1 << 20),
              (double)info->workspace_bytes / (1 << 20), (double)info->graph_bytes / (1 << 20));
+    if (info->tune_table[0] != '\0')
+        log_info("model", "tune table=\"%s\"", info->tune_table);
+    if (info->tune_warning[0] != '\0')
+        log_warn("model", "%s", info->tune_warning);
     log_info("engine",
              "limits kv_blocks=%d block_tokens=%d kv_tokens=%lld context=%d slots=%d "
              "step_tokens=%d",

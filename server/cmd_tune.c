@@ -1,5 +1,6 @@
 /* `quire tune MODEL >TABLE`: measures which way the GPU makes each of a model's products the
  * fastest. `quire serve --tune-table TABLE` then follows it; no way changes a bit of an answer.
+ * Tables in configs/tune are part of the binary and need no option (`make tune-table`).
  *
  * Weights count by their shapes alone, so random ones (--load-format dummy) do as well.
  */

@@ -44,8 +44,10 @@
     OPTION(DEVICE, CHOICE, device, "auto", 0, 2, "auto|cpu|cuda",                                  \
            "where to compute; auto: a GPU when there is one")                                      \
     OPTION(DEVICE, INT, threads, "0", 0, 1024, "", "threads that compute on a CPU; 0: one a core") \
-    OPTION(DEVICE, STRING, tune_table, "", 0, 0, "",                                               \
-           "file that quire tune wrote on this kind of GPU: how products run best")                \
+    OPTION(                                                                                        \
+        DEVICE, STRING, tune_table, "", 0, 0, "",                                                  \
+        "file that quire tune wrote on this kind of GPU: how products run best; goes before the "  \
+        "table of this kind that is built in, if there is one")                                    \
     OPTION(                                                                                        \
         DEVICE, CHOICE, gpu_kernels, "auto", 0, 1, "auto|portable",                                \
         "kernels made for this GPU where there are some, or those that run on any from sm_80 on")  \

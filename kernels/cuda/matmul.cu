@@ -421,6 +421,17 @@ static struct matmul_choice choice_of(const struct tuned_way &way, const struct 
     return {};
 }
 
+bool cuda_matmul_has(const struct tuned_line &line)
+{
+    struct matmul call = {};
+    call.count = line.product.out;
+    call.in = line.product.in;
+    call.T = line.token_count;
+    call.f32 = line.product.kind == TUNED_F32;
+    call.gated = line.product.kind == TUNED_GATED;
+    return choice_of(line.way, call).variant != NULL;
+}
+
 static struct tuned_way way_of(const struct matmul_choice &choice)
 {
     const struct matmul_variant *variant = choice.variant;

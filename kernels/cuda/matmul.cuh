@@ -48,6 +48,8 @@ void cuda_matmul(struct device *device, const struct matmul &call);
 void cuda_matmul_sm80(struct device *device, const struct matmul &call);
 /* What a table knows it by. */
 struct tuned_product cuda_matmul_product(const struct matmul &call);
+/* Whether there is its way, for its product and tokens. */
+bool cuda_matmul_has(const struct tuned_line &line);
 /* The ways to make the product that may be the best by estimate, and how many: for tune.cu. */
 int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
                          struct tuned_way (&way)[MATMUL_WAYS_MAX]);

@@ -182,5 +182,7 @@ int cuda_tuned(struct device *device, const char *line)
     struct tuned_line parsed;
     if (!tuned_parse(&parsed, line))
         return -EINVAL;
+    if (!device->hopper || !cuda_matmul_has(parsed))
+        return -ENOTSUP;
     return tuned_add(&device->tuned, &parsed) ? 0 : -ENOMEM;
 }

@@ -228,6 +228,28 @@ static void a_table_changes_no_bits(void)
     check_tuned(32000, 1024, true, false);
 }
 
+/* A kernel that goes takes its lines with it: configs/tune is to be measured anew. */
+static void every_line_of_the_built_in_tables_has_its_way(void)
+{
+    if (subject.ops->tune == NULL || subject.portable) {
+        test_skipped++;
+        return;
+    }
+    struct product p = make(1024, 1024, 1, false, false);
+    for (const char *at = tuned_builtin; *at != '\0'; at += strcspn(at, "\n") + 1) {
+        char text[TUNED_TEXT_MAX];
+
+        snprintf(text, sizeof(text), "%.*s", (int)strcspn(at, "\n"), at);
+        if (text[0] != '#' && strncmp(text, "device ", 7) != 0 &&
+            subject.ops->tuned(p.device, text) != 0)
+            EXPECT_STRING(text, "a way of this build");
+    }
+    EXPECT_INT(subject.ops->tuned(p.device, "bf16 1024 1024 8: few 1 8 1 4 rows 24"), ==, -ENOTSUP);
+    EXPECT_INT(subject.ops->tuned(p.device, "bf16 1024 1024 8: few 1 12 1 4 rows 64"), ==,
+               -ENOTSUP);
+    end(&p);
+}
+
 static void tests(void)
 {
     TEST(a_token_has_the_same_bits_in_any_step);
@@ -235,6 +257,7 @@ static void tests(void)
     TEST(gate_and_up_have_the_same_bits_in_any_step);
     TEST(shapes_of_models_too);
     TEST(a_table_changes_no_bits);
+    TEST(every_line_of_the_built_in_tables_has_its_way);
 }
 
 int main(int argc, char **argv)

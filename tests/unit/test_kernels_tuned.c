@@ -95,11 +95,83 @@ static void a_line_takes_the_place_of_its_like(void)
     tuned_release(&table);
 }
 
+/* ---- configs/tune ---- */
+
+/* One of the built-in tables' devices, with what the files say of it. */
+struct section {
+    char device[TUNED_TEXT_MAX];
+    struct tuned_table table;
+    int32_t line_count;
+};
+
+enum { SECTIONS_MAX = 32 };
+
+static struct section *section_of(struct section *section, const char *device)
+{
+    int32_t i = 0;
+
+    while (i < SECTIONS_MAX - 1 && section[i].device[0] != '\0' &&
+           strcmp(section[i].device, device) != 0)
+        i++;
+    snprintf(section[i].device, sizeof(section[i].device), "%s", device);
+    return &section[i];
+}
+
+/* Each line is one, of a device that was named before it. */
+static void read_builtin(struct section *list)
+{
+    struct section *section = NULL;
+    struct tuned_line line;
+
+    for (const char *at = tuned_builtin; *at != '\0'; at += strcspn(at, "\n") + 1) {
+        char text[TUNED_TEXT_MAX];
+
+        snprintf(text, sizeof(text), "%.*s", (int)strcspn(at, "\n"), at);
+        if (text[0] == '\0' || text[0] == '#')
+            continue;
+        if (strncmp(text, "device ", 7) == 0) {
+            section = section_of(list, text + 7);
+            continue;
+        }
+        if (section == NULL || !tuned_parse(&line, text)) {
+            EXPECT_STRING(text, "a line of a table, behind its device");
+            continue;
+        }
+        section->line_count++;
+        EXPECT(tuned_add(&section->table, &line));
+        if (section->table.count != section->line_count)
+            EXPECT_STRING(text, "the only line for its product and tokens");
+        section->line_count = section->table.count;
+    }
+}
+
+static void the_tables_that_come_with_the_source_are_sound(void)
+{
+    struct section list[SECTIONS_MAX] = {0};
+    bool has_h200 = false;
+
+    read_builtin(list);
+    for (int32_t i = 0; i < SECTIONS_MAX; i++) {
+        const struct section *section = &list[i];
+
+        if (section->device[0] == '\0')
+            continue;
+        has_h200 = has_h200 || strcmp(section->device, "NVIDIA H200") == 0;
+        if (strncmp(section->device, "NVIDIA ", 7) != 0 || strchr(section->device, ',') != NULL ||
+            section->line_count == 0)
+            EXPECT_STRING(section->device,
+                          "a device's name as describe() begins, and lines for it");
+        tuned_release(&list[i].table);
+    }
+    EXPECT(has_h200);
+}
+
 int main(void)
 {
     TEST(a_line_comes_back_from_its_text);
     TEST(what_is_no_line_is_refused);
     TEST(a_line_holds_down_to_the_one_before);
     TEST(a_line_takes_the_place_of_its_like);
+    TEST(the_tables_that_come_with_the_source_are_sound);
     return test_report();
 }

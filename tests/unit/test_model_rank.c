@@ -1,6 +1,9 @@
-/* Recorded steps: what the ledger counts for them, which are recorded at the start, what happens
- * when there are enough and when recording fails. The device is the CPU's with graphs that only
- * remember their keys, and the architecture's forward only says what it was called for. */
+/* A rank on a device that only remembers.
+ *
+ * Recorded steps: what the ledger counts for them, which are recorded at the start, what happens
+ * when there are enough and when recording fails. Tables: which are handed over unasked. The device
+ * is the CPU's with graphs that only remember their keys, and the architecture's forward only says
+ * what it was called for. */
 #include "model/rank.h"
 #include "tests/gguf_writer.h"
 #include "tests/test.h"
@@ -24,7 +27,8 @@ static struct {
     int32_t new_from;                           /* graphs that were not launched yet */
     int32_t fail_at;                            /* begin of this graph, from 0; -1: none */
     bool recording;
-    bool forgets; /* every graph is good for one launch, right after it was recorded */
+    int32_t line_count; /* of tables that were handed over */
+    bool forgets;       /* every graph is good for one launch, right after it was recorded */
 } seen;
 
 static void count_forward(struct pass *pass)
@@ -75,6 +79,19 @@ static size_t graph_bytes(struct device *device, int32_t layer_count)
 {
     (void)device;
     return (size_t)layer_count * GRAPH_BYTES;
+}
+
+static const char *describe(struct device *device)
+{
+    (void)device;
+    return "NVIDIA H200, compute capability 9.0, 139.8 GiB";
+}
+
+static int tuned(struct device *device, const char *line)
+{
+    (void)device, (void)line;
+    seen.line_count++;
+    return 0;
 }
 
 static size_t memory_free(struct device *device)
@@ -289,6 +306,42 @@ static void a_fault_of_recording_sticks(void)
     source_close(source);
 }
 
+/* ---- tables ---- */
+
+static void the_devices_built_in_table_is_followed_unasked(void)
+{
+    struct source *source = open_tiny();
+    char text[512], expected[512], warning[512];
+
+    make_device(true);
+    ops.describe = describe;
+    ops.tuned = tuned;
+    struct rank *rank = open_rank(source, 20, 64);
+    EXPECT_INT(rank_load(rank, NULL, NULL), ==, 0);
+    EXPECT(seen.line_count > 0);
+    rank_describe_table(rank, text, sizeof(text), warning, sizeof(warning));
+    snprintf(expected, sizeof(expected), "built-in for NVIDIA H200 (%d lines)", seen.line_count);
+    EXPECT_STRING(text, expected);
+    EXPECT_STRING(warning, "");
+    rank_close(rank);
+    source_close(source);
+}
+
+static void a_device_of_one_way_says_nothing_of_tables(void)
+{
+    struct source *source = open_tiny();
+    char text[512], warning[512];
+
+    make_device(true);
+    struct rank *rank = open_rank(source, 20, 64);
+    EXPECT_INT(rank_load(rank, NULL, NULL), ==, 0);
+    rank_describe_table(rank, text, sizeof(text), warning, sizeof(warning));
+    EXPECT_STRING(text, "");
+    EXPECT_STRING(warning, "");
+    rank_close(rank);
+    source_close(source);
+}
+
 int main(void)
 {
     struct gguf_writer writer = {0};
@@ -305,6 +358,8 @@ int main(void)
     TEST(beyond_the_most_graphs_steps_run_without);
     TEST(what_cannot_be_recorded_at_the_start_is_refused);
     TEST(a_fault_of_recording_sticks);
+    TEST(the_devices_built_in_table_is_followed_unasked);
+    TEST(a_device_of_one_way_says_nothing_of_tables);
     unlink(path);
     return test_report();
 }
