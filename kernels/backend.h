@@ -258,6 +258,9 @@ struct device_ops {
     size_t (*kv_fixed_bytes)(struct device *device, const struct kv_shape *shape);
     int (*kv_open)(struct device *device, const struct kv_shape *shape);
 
+    /* Ops have run when they return: no step goes on while the host does something else, and what
+     * one gave need not wait for the next one to be queued. */
+    bool immediate;
     /* Steps. `step_begin` takes over copies: starts, changes, moves, rows, tokens. `step_end`
      * queues the read-back of the samples. `sync` waits for the oldest step that was begun and
      * not yet waited for, and fills the result given to its step_end: 0, or -EIO. */

@@ -223,6 +223,7 @@ static const struct device_ops ops = {
     .weight_pack = cpu_weight_pack,
     .kv_block_bytes = cpu_kv_block_bytes,
     .kv_open = cpu_kv_open,
+    .immediate = true,
     .step_begin = cpu_step_begin,
     .step_end = cpu_step_end,
     .sync = cpu_sync,

@@ -514,7 +514,9 @@ static void *run(void *argument)
     rank->load_status = source_status(rank->options.source);
     pthread_cond_signal(&rank->news);
     for (;;) {
-        if (rank->issued < rank->started)
+        if (rank->ops->immediate && rank->done < rank->issued)
+            finish_next(rank);
+        else if (rank->issued < rank->started)
             issue_next(rank);
         else if (rank->done < rank->wanted || (rank->closing && rank->done < rank->issued))
             finish_next(rank);

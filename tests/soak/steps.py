@@ -22,7 +22,9 @@ alone (their time holds the plan and the launch) and those that recorded a graph
 Reasons are those that the log itself shows to be large enough for half of the excess: a graph that was
 recorded; the host, which was late (wait_us is what is left of the time then), having computed or not
 having had a processor; a launch far above its like, of this step or of the next one, as the thread that
-launches asks for the end of the step before only then; a step that was alone. What has none of them is
+launches asks for the end of the step before only then; a step that was alone. Or that the end was
+noticed late: the next step, which is queued behind it, took next to nothing, so the device had done that one
+too by then (for how much longer it had nothing to do cannot be seen, as no more than two are in flight). What has none of them is
 printed as "no reason", and makes the exit code 1. So does a log with lines missing.
 
 --time launch_us judges a server on a CPU, whose rank computes where others launch.
@@ -135,8 +137,9 @@ class Fit:
 
 # ---- reasons ----
 
-def reason(step, following, fit_us, launches, column):
-    """Why it is long, in words; None: nothing says. `launches`: the usual launch_us by kind."""
+def reason(step, following, fit_us, next_us, launches, column):
+    """Why it is long, in words; None: nothing says. `launches`: the usual launch_us by kind; `next_us`: what fits
+    the next step, or None."""
     excess = step[column] - fit_us
     host = step['duration_us'] - step['wait_us']
     if step['launch'] == 'recorded':
@@ -151,6 +154,8 @@ def reason(step, following, fit_us, launches, column):
                 return 'the recording of a graph' + whose
             if one['launch_us'] >= 3 * launches[one['launch']]:
                 return 'a slow launch' + whose
+    if next_us is not None and not following['alone'] and following['duration_us'] < next_us / 4:
+        return 'the end was noticed late'
     return 'alone' if step['alone'] else None
 
 
@@ -168,7 +173,8 @@ def judge(steps, fits, options):
         fit_us = fit.time(step)
         if step[options.time] <= options.factor * fit_us:
             continue
-        why = reason(step, following, fit_us, launches, options.time)
+        next_fit = following and fits.get(following['launch'])
+        why = reason(step, following, fit_us, next_fit and next_fit.time(following), launches, options.time)
         counted[why] = counted.get(why, 0) + 1
         lines.append((why is not None, -step[options.time], step, fit_us, why))
     lines.sort(key=lambda line: line[:2])

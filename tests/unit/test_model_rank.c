@@ -9,6 +9,7 @@
 #include "tests/test.h"
 
 #include <errno.h>
+#include <semaphore.h>
 #include <unistd.h>
 
 enum { GRAPH_BYTES = 1000, GRAPHS_MAX = 256, KEYS_MAX = 512, SHARE = 4 << 20 };
@@ -29,7 +30,17 @@ static struct {
     bool recording;
     int32_t line_count; /* of tables that were handed over */
     bool forgets;       /* every graph is good for one launch, right after it was recorded */
+    char order[8];      /* of steps: b begun, s synchronised */
+    sem_t *hold;        /* the first step to begin waits for it */
 } seen;
+
+static void note(char event)
+{
+    size_t count = strlen(seen.order);
+
+    if (count < sizeof(seen.order) - 1)
+        seen.order[count] = event;
+}
 
 static void count_forward(struct pass *pass)
 {
@@ -103,6 +114,10 @@ static size_t memory_free(struct device *device)
 static void step_begin(struct device *device, const struct step *step)
 {
     (void)device, (void)step;
+    if (seen.hold != NULL)
+        sem_wait(seen.hold);
+    seen.hold = NULL;
+    note('b');
 }
 
 static void step_end(struct device *device, struct step_result *result)
@@ -113,6 +128,7 @@ static void step_end(struct device *device, struct step_result *result)
 static int sync_step(struct device *device)
 {
     (void)device;
+    note('s');
     return 0;
 }
 
@@ -172,6 +188,41 @@ static int step(struct rank *rank, int32_t token_count)
 
     rank_start(rank, &batch);
     return rank_wait(rank);
+}
+
+/* ---- the order of steps ---- */
+
+/* Two steps, the second one started before the first has begun. */
+static void two_steps(bool immediate, const char *order)
+{
+    struct batch batch[2] = {{.step = {.row_count = 1, .token_count = 1, .sample_count = 1}}};
+    struct source *source = open_tiny();
+    struct rank_options options;
+    sem_t hold;
+
+    batch[1] = batch[0];
+    make_device(false);
+    ops.immediate = immediate;
+    options = simple(source);
+    struct rank *rank = rank_create(&options);
+    EXPECT_INT(rank_load(rank, NULL, NULL), ==, 0);
+    sem_init(&hold, 0, 0);
+    seen.hold = &hold;
+    rank_start(rank, &batch[0]);
+    rank_start(rank, &batch[1]);
+    sem_post(&hold);
+    EXPECT_INT(rank_wait(rank), ==, 0);
+    EXPECT_INT(rank_wait(rank), ==, 0);
+    rank_close(rank);
+    EXPECT(strcmp(seen.order, order) == 0);
+    sem_destroy(&hold);
+    source_close(source);
+}
+
+static void a_step_that_has_run_does_not_wait_for_the_next(void)
+{
+    two_steps(true, "bsbs");
+    two_steps(false, "bbss");
 }
 
 /* ---- the ledger ---- */
@@ -353,6 +404,7 @@ int main(void)
     gguf_write_gemma(&writer, &(struct tiny_gemma){.seed = 1, .layer_count = 2, .width = 64});
     EXPECT(gguf_writer_save(&writer, path));
     gguf_writer_free(&writer);
+    TEST(a_step_that_has_run_does_not_wait_for_the_next);
     TEST(graphs_are_a_line_of_the_ledger);
     TEST(steps_of_decode_are_recorded_at_the_start);
     TEST(beyond_the_most_graphs_steps_run_without);
