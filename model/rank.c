@@ -504,6 +504,16 @@ static void tune_now(struct rank *rank)
     pthread_cond_signal(&rank->news);
 }
 
+/* Whether the oldest step that was issued is to be waited for now: where its work is done already,
+ * before the next one is issued; else when there is nothing to issue and somebody asks. */
+static bool is_finish_due(const struct rank *rank)
+{
+    if (rank->done == rank->issued)
+        return false;
+    return rank->ops->immediate ||
+           (rank->issued == rank->started && (rank->done < rank->wanted || rank->closing));
+}
+
 static void *run(void *argument)
 {
     struct rank *rank = argument;
@@ -514,12 +524,10 @@ static void *run(void *argument)
     rank->load_status = source_status(rank->options.source);
     pthread_cond_signal(&rank->news);
     for (;;) {
-        if (rank->ops->immediate && rank->done < rank->issued)
+        if (is_finish_due(rank))
             finish_next(rank);
         else if (rank->issued < rank->started)
             issue_next(rank);
-        else if (rank->done < rank->wanted || (rank->closing && rank->done < rank->issued))
-            finish_next(rank);
         else if (rank->tune_line != NULL)
             tune_now(rank);
         else if (rank->closing)
