@@ -396,6 +396,7 @@ static const struct device_ops ops = {
     .kv_block_bytes = cuda_kv_block_bytes,
     .kv_fixed_bytes = cuda_kv_fixed_bytes,
     .kv_open = cuda_kv_open,
+    .immediate = false,
     .step_begin = cuda_step_begin,
     .step_end = cuda_step_end,
     .sync = cuda_sync,
