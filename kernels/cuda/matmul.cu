@@ -274,28 +274,22 @@ static void many_launch(struct device *device, const struct matmul &call,
     launch(device, __func__, many_kernel<N, CLUSTER>, shape, rows, columns, out, call, tiles);
 }
 
+#define VARIANT(groups, columns, cluster, panels, weight_rows, step_us, ...)                       \
+    {                                                                                              \
+        groups, columns, cluster, panels, weight_rows, step_us,                                    \
+        {                                                                                          \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
 #define FEW(groups, columns, cluster, panels, step_us)                                             \
-    {                                                                                              \
-        groups, columns, cluster, panels, true, step_us,                                           \
-        {                                                                                          \
+    VARIANT(groups, columns, cluster, panels, true, step_us,                                       \
             few_launch<groups, columns, cluster, panels, false>,                                   \
-                few_launch<groups, columns, cluster, panels, true>                                 \
-        }                                                                                          \
-    }
+            few_launch<groups, columns, cluster, panels, true>)
 #define FEW_BF16(groups, columns, cluster, panels, step_us)                                        \
-    {                                                                                              \
-        groups, columns, cluster, panels, true, step_us,                                           \
-        {                                                                                          \
-            few_launch<groups, columns, cluster, panels, false>, NULL                              \
-        }                                                                                          \
-    }
+    VARIANT(groups, columns, cluster, panels, true, step_us,                                       \
+            few_launch<groups, columns, cluster, panels, false>, NULL)
 #define MANY(columns, cluster, step_us)                                                            \
-    {                                                                                              \
-        2, columns, cluster, 1, false, step_us,                                                    \
-        {                                                                                          \
-            many_launch<columns, cluster>, NULL                                                    \
-        }                                                                                          \
-    }
+    VARIANT(2, columns, cluster, 1, false, step_us, many_launch<columns, cluster>, NULL)
 /* The narrower the product, the more panels stand between two looks at the barriers. Columns that
  * are no power of two are for numbers of tokens that would leave much of a wider tile empty. */
 static const struct matmul_variant variants[] = {
@@ -374,10 +368,9 @@ static struct matmul_tiles tiles_of(const struct matmul_variant *variant, int32_
     tiles.row_last = tile_last(rows, tile_rows);
     tiles.column_last = tile_last(columns, variant->columns);
     /* Where there are fewer than a tile's, only those, in whole eights. */
-    tiles.row_box = rows < tile_rows ? padded_to(rows, CHUNK) : tile_rows;
-    tiles.column_box = (columns < variant->columns ? padded_to(columns, CHUNK * variant->cluster)
-                                                   : variant->columns) /
-                       variant->cluster;
+    tiles.row_box = min(padded_to(rows, CHUNK), tile_rows);
+    tiles.column_box =
+        min(padded_to(columns, CHUNK * variant->cluster), variant->columns) / variant->cluster;
     tiles.stage_count = (SHARED_MAX - behind) / stage;
     if (tiles.stage_count > STAGES_MAX)
         tiles.stage_count = STAGES_MAX;
