@@ -141,18 +141,18 @@ static int take_file(struct reading *reading)
 
 static int take_builtin(struct reading *reading, const char *builtin)
 {
-    int status = 0;
+    size_t bytes = strlen(builtin);
 
+    if (bytes == 0)
+        return 0;
     reading->path = NULL;
     reading->named = false;
     reading->number = 0;
-    while (status == 0 && *builtin != '\0') {
-        size_t count = strcspn(builtin, "\n");
-        char line[TUNED_TEXT_MAX];
-        snprintf(line, sizeof(line), "%.*s", (int)count, builtin);
-        status = take_line(reading, line);
-        builtin += count + (builtin[count] == '\n');
-    }
+    FILE *file = fmemopen((char *)builtin, bytes, "r"); /* which does not write */
+    if (file == NULL)
+        return refuse(reading, -errno, "could not be opened: %s", strerror(errno));
+    int status = take_stream(reading, file);
+    fclose(file);
     return status;
 }
 
