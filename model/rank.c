@@ -448,10 +448,11 @@ static void issue(struct rank *rank, struct batch *batch)
     assert(step->sample_count <= rank->options.device.sample_max);
     batch->launch = STEP_DIRECT;
     rank->ops->step_begin(rank->device, step);
-    if (step->token_count > 0)
+    if (step->token_count > 0) {
         batch->launch = forward_graph(rank, graph_size(rank, step));
-    if (step->token_count > 0 && batch->launch == STEP_DIRECT)
-        forward(rank, step->token_count, step->sample_count);
+        if (batch->launch == STEP_DIRECT)
+            forward(rank, step->token_count, step->sample_count);
+    }
     rank->ops->step_end(rank->device, &batch->result);
     batch->launch_us = now_us() - start_us;
 }

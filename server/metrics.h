@@ -61,8 +61,7 @@ struct json; /* server/json_write.h: a growing text */
             "Request fields that were ignored because nothing knows them.")                        \
     COUNTER(METRIC_GRAPHS, "engine_graphs_total", "", "", "",                                      \
             "Sizes of steps whose launches a GPU recorded: those of decode at the start; others "  \
-            "when the "                                                                            \
-            "first step of their size comes, which is slower.")                                    \
+            "when the first step of their size comes, which is slower.")                           \
     COUNTER(METRIC_STEPS, "engine_steps_total", "", "", "", "Steps of the engine.")
 
 /* GAUGE(enum, quire name, quire labels, vLLM name, vLLM labels, help) */
