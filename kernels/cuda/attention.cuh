@@ -78,7 +78,7 @@ struct attention_work {
     struct attention_item *narrow; /* [narrow_max] the largest first */
     struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
-    int32_t *ticket;               /* [0] next wide item, [2] CTAs that are done */
+    int32_t *ticket;               /* [0] items that were taken, [2] blocks that are done */
     int32_t narrow_max;
     int32_t slot_max; /* of `partial`, / K */
     int32_t partial_tokens;

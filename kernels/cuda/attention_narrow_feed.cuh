@@ -1,10 +1,9 @@
 /* The two warps that feed a narrow item's others, ahead of them.
  *
- * One brings keys and values, the other items and their queries. Both go through the
- * block's items, and look ahead: a lane each for the items that come next, and for the pages of
- * the next one. What this step does not write to is asked for before the kernel before this one
- * has ended: the list, block tables, and the pages of the block's first item that hold earlier
- * steps' positions alone.
+ * One takes the block's items and brings their keys and values, the other brings the items
+ * themselves and their queries. What this step does not write to is asked for before the kernel
+ * before this one has ended: the list, block tables, and the pages of the block's first item that
+ * hold earlier steps' positions alone.
  */
 #ifndef KERNELS_CUDA_ATTENTION_NARROW_FEED_CUH
 #define KERNELS_CUDA_ATTENTION_NARROW_FEED_CUH
@@ -13,24 +12,22 @@
 
 /* ---- the block's items ---- */
 
-/* Number `turn` of the block's. Every other time the blocks go backwards: items come by their
- * size, and who had a large one has a small one next. */
-__device__ static inline int32_t turn_index(int32_t turn)
-{
-    int32_t grid = gridDim.x, block = blockIdx.x;
-    return turn * grid + (turn % 2 == 0 ? block : grid - 1 - block);
-}
-
-/* Those that come next, one a thread of the warp. */
-struct narrow_turns {
-    int32_t turn;  /* that the warp is at */
-    int32_t first; /* thread 0's */
+/* Blocks take items from the list in its order, the largest first. Each begins with the one of its
+ * own number; what comes next is taken while the one before is brought, so that a block that is
+ * slow, or had a large one, takes fewer. It is known in three steps, each of which waits for what
+ * the one before asked the memory for: the feeding warp makes one after each tile. */
+struct narrow_next {
+    int32_t turn;  /* how many the block has had */
+    int32_t count; /* of all blocks' items and heads */
+    int32_t index; /* of them; in thread 0, until it is known to all */
+    enum { ASKED, TAKEN, THERE } known;
     struct attention_item item;
-    int32_t count; /* of all blocks' items */
+    struct attention_tile tile;
+    struct page_window window;
 
     __device__ inline bool is_there(void) const
     {
-        return turn_index(turn) < count;
+        return index < count;
     }
 };
 
@@ -39,47 +36,62 @@ __device__ static inline void prefetch(const void *address)
     asm volatile("prefetch.global.L1 [%0];" ::"l"(address) : "memory");
 }
 
-/* Looks up the items from the present one on. */
-__device__ static inline void look_ahead(const struct attention_call &call,
-                                         struct narrow_turns &turns)
+__device__ static inline struct attention_tile
+item_tile(const struct attention_call &call, const struct attention_item &item, int32_t index)
 {
-    int32_t own = turn_index(turns.turn + threadIdx.x % WARP) / call.args.kv_head_count;
-    turns.first = turns.turn;
-    turns.item = call.work.narrow[min(own, call.work.narrow_max - 1)];
+    return tile_of(call, item, index % call.args.kv_head_count, NARROW_ROWS);
 }
 
-__device__ static inline struct narrow_turns first_turn(const struct attention_call &call,
-                                                        const struct attention_plan &plan)
+__device__ static inline struct attention_item item_at(const struct attention_call &call,
+                                                       int32_t index)
 {
-    struct narrow_turns turns = {};
-    look_ahead(call, turns);
-    turns.count = plan.narrow_count * call.args.kv_head_count;
-    return turns;
+    return call.work.narrow[index / call.args.kv_head_count];
 }
 
-__device__ static inline void next_turn(const struct attention_call &call,
-                                        struct narrow_turns &turns)
+/* Where there are no more than blocks, nobody has a second one. */
+__device__ static inline void ask_next(const struct attention_call &call, struct narrow_next &next)
 {
-    turns.turn++;
-    if (turns.turn == turns.first + WARP && turns.is_there())
-        look_ahead(call, turns);
+    next.known = narrow_next::ASKED;
+    next.index = (int32_t)gridDim.x;
+    if (next.count > (int32_t)gridDim.x && threadIdx.x % WARP == 0)
+        next.index += atomicAdd(&call.work.ticket[0], 1);
 }
 
-/* The present one, for all threads of the warp. */
-__device__ static inline struct attention_tile tile_at(const struct attention_call &call,
-                                                       const struct narrow_turns &turns)
+/* One step further. */
+template <int C>
+__device__ static inline void know_next(narrow_shared<C> &shared, const struct attention_call &call,
+                                        int32_t page_shift, struct narrow_next &next)
 {
-    int32_t lane = turns.turn - turns.first;
-    struct attention_item item;
-    item.sequence = __shfl_sync(0xffffffffu, turns.item.sequence, lane);
-    item.position = __shfl_sync(0xffffffffu, turns.item.position, lane);
-    item.token_first = __shfl_sync(0xffffffffu, turns.item.token_first, lane);
-    item.token_count = __shfl_sync(0xffffffffu, turns.item.token_count, lane);
-    item.first = __shfl_sync(0xffffffffu, turns.item.first, lane);
-    item.partial = __shfl_sync(0xffffffffu, turns.item.partial, lane);
-    item.partial_count = __shfl_sync(0xffffffffu, turns.item.partial_count, lane);
-    item.slot = __shfl_sync(0xffffffffu, turns.item.slot, lane);
-    return tile_of(call, item, turn_index(turns.turn) % call.args.kv_head_count, NARROW_ROWS);
+    if (next.known == narrow_next::ASKED) {
+        next.index = __shfl_sync(0xffffffffu, next.index, 0);
+        int32_t place = next.turn++ % NARROW_TURNS;
+        if (threadIdx.x % WARP == 0) {
+            shared.turn[place] = next.index;
+            barrier_arrive(shared_address(&shared.turn_full[place]));
+        }
+        if (next.is_there())
+            next.item = item_at(call, next.index);
+        next.known = narrow_next::TAKEN;
+    } else if (next.known == narrow_next::TAKEN) {
+        if (next.is_there()) {
+            next.tile = item_tile(call, next.item, next.index);
+            next.window = window_of(call, next.tile, page_shift);
+        }
+        next.known = narrow_next::THERE;
+    }
+}
+
+/* The last block that finds no more makes the counts ready for the next launch. */
+__device__ static inline void end_turns(const struct attention_call &call,
+                                        const struct narrow_next &next)
+{
+    int32_t grid = (int32_t)gridDim.x;
+    if (next.count <= grid || threadIdx.x % WARP != 0)
+        return;
+    if (atomicAdd(&call.work.ticket[2], 1) == grid - 1) {
+        call.work.ticket[0] = 0;
+        call.work.ticket[2] = 0;
+    }
 }
 
 /* ---- keys and values ---- */
@@ -157,18 +169,22 @@ __device__ static inline void feed_first(const narrow_feeder<C> &feeder,
         feed_tile<C, PART>(feeder, tile, window, place);
 }
 
-/* Brings all others. */
+/* Brings all others, and learns what comes next. */
 template <int C>
-__device__ static inline void feed_rest(const narrow_feeder<C> &feeder,
-                                        const struct attention_tile &tile,
-                                        struct page_window &window, narrow_place<C> &place)
+__device__ static inline void
+feed_rest(const narrow_feeder<C> &feeder, const struct attention_call &call,
+          const struct attention_tile &tile, struct page_window &window, narrow_place<C> &place,
+          struct narrow_next &next)
 {
 #pragma unroll 1
     for (; place.is_there(tile); place.step(tile)) {
         barrier_wait(shared_address(&feeder.shared.empty[place.stage.index]),
                      place.stage.parity ^ 1);
         feed_tile<C, PART_WHOLE>(feeder, tile, window, place);
+        know_next<C>(feeder.shared, call, feeder.shifts.page, next);
     }
+    while (next.known != narrow_next::THERE)
+        know_next<C>(feeder.shared, call, feeder.shifts.page, next);
 }
 
 template <int C>
@@ -177,40 +193,34 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
                                           const struct attention_call &call)
 {
     const narrow_feeder<C> feeder = {shared, &key, &value, shifts_of(call.layer)};
-    int32_t page = feeder.shifts.page;
     if (call.work.fresh)
         kernel_wait();
     bulk_see();
-    const struct attention_plan plan = *call.work.plan;
-    struct narrow_turns turns = first_turn(call, plan);
-    if (!turns.is_there())
+    struct narrow_next next = {};
+    next.count = call.work.plan->narrow_count * call.args.kv_head_count;
+    if ((int32_t)blockIdx.x >= next.count)
         return;
-    struct attention_tile tile = tile_at(call, turns);
-    struct page_window window = window_of(call, tile, page);
+    struct attention_tile tile = item_tile(call, item_at(call, blockIdx.x), blockIdx.x);
+    struct page_window window = window_of(call, tile, feeder.shifts.page);
     narrow_place<C> place = {{}, 0, PLANE_KEY, ring_place<narrow_shape<C>::STAGES>::first()};
     place.start(tile);
     auto early = place;
     feed_first<C, PART_EARLY>(feeder, tile, window, early);
     kernel_wait();
     bulk_see();
+    ask_next(call, next);
     feed_first<C, PART_LATE>(feeder, tile, window, place);
 #pragma unroll 1
     for (;;) {
-        struct attention_tile next = tile;
-        struct page_window next_window = window;
-        next_turn(call, turns);
-        bool more = turns.is_there();
-        if (more) { /* asked for while the present one goes on */
-            next = tile_at(call, turns);
-            next_window = window_of(call, next, page);
-        }
-        feed_rest<C>(feeder, tile, window, place);
-        if (!more)
+        feed_rest<C>(feeder, call, tile, window, place, next);
+        if (!next.is_there())
             break;
-        tile = next;
-        window = next_window;
+        tile = next.tile;
+        window = next.window;
         place.start(tile);
+        ask_next(call, next);
     }
+    end_turns(call, next);
 }
 
 /* ---- items ---- */
@@ -278,22 +288,39 @@ __device__ static inline void bring_end(narrow_shared<C> &shared, const struct a
     bring_job<C>(shared, call, tile, job);
 }
 
+/* What the feeding warp has taken; it is never so far ahead that a place is not read yet: each item
+ * has two stages of the ring at least. */
+template <int C>
+__device__ static inline int32_t turn_at(const narrow_shared<C> &shared,
+                                         ring_place<NARROW_TURNS> &turn)
+{
+    barrier_wait(shared_address(&shared.turn_full[turn.index]), turn.parity);
+    int32_t index = shared.turn[turn.index];
+    turn.step();
+    return index;
+}
+
 template <int C>
 __device__ static inline void narrow_bring(narrow_shared<C> &shared,
                                            const struct attention_call &call)
 {
     auto job = ring_place<NARROW_JOBS>::first();
+    auto turn = ring_place<NARROW_TURNS>::first();
     if (call.work.fresh)
         kernel_wait();
     const struct attention_plan plan = *call.work.plan;
-    struct narrow_turns turns = first_turn(call, plan);
-    struct attention_tile tile = tile_at(call, turns);
+    const int32_t count = plan.narrow_count * call.args.kv_head_count;
+    int32_t index = blockIdx.x;
+    struct attention_tile tile = {};
+    if (index < count)
+        tile = item_tile(call, item_at(call, index), index);
     kernel_wait();
 #pragma unroll 1
-    while (turns.is_there()) {
+    while (index < count) {
         bring_job<C>(shared, call, tile, job);
-        next_turn(call, turns);
-        tile = tile_at(call, turns);
+        index = turn_at<C>(shared, turn);
+        if (index < count)
+            tile = item_tile(call, item_at(call, index), index);
     }
     bring_end<C>(shared, call, plan, tile, job);
 }

@@ -9,7 +9,8 @@ enum {
     NARROW_WARPS = 4,
     NARROW_THREADS = NARROW_WARPS * WARP, /* that compute */
     NARROW_BLOCK = NARROW_THREADS + 2 * WARP,
-    NARROW_JOBS = 3, /* items whose queries are there or on their way */
+    NARROW_JOBS = 3,  /* items whose queries are there or on their way */
+    NARROW_TURNS = 8, /* that are taken, and not yet on their way */
     SPAN_TILES = 2,
     CORE_SHARED_BYTES = 228 * 1024, /* of a multiprocessor, and what a block has besides its own */
     BLOCK_SHARED_BYTES = 1024,
@@ -41,6 +42,8 @@ template <int C> struct narrow_shared {
     struct attention_tile job[NARROW_JOBS]; /* one without rows: there are no more, see bring_end */
     uint64_t full[narrow_shape<C>::STAGES], empty[narrow_shape<C>::STAGES];
     uint64_t job_full[NARROW_JOBS], job_empty[NARROW_JOBS];
+    uint64_t turn_full[NARROW_TURNS];
+    int32_t turn[NARROW_TURNS]; /* numbers of items: what the feeding warp tells the other */
 };
 
 /* The warps that compute wait for each other; barrier 0 is the whole block's. */
@@ -89,6 +92,8 @@ template <int C> __device__ static inline void narrow_open(narrow_shared<C> &sha
             barrier_make(shared_address(&shared.job_full[i]), WARP + 1);
             barrier_make(shared_address(&shared.job_empty[i]), NARROW_THREADS);
         }
+        for (int32_t i = 0; i < NARROW_TURNS; i++)
+            barrier_make(shared_address(&shared.turn_full[i]), 1);
         barrier_show();
         shared.zero = {0, 0, 0, 0};
     }
