@@ -162,10 +162,15 @@ template <int C> static int32_t wide_warps(const struct device *device)
     return device->shared_bytes >= (int32_t)sizeof(wide_shared<C, 4>) ? 4 : 0;
 }
 
+template <int C> static bool by_prompt_kernel(const struct device *device)
+{
+    return by_bulk(device) && cuda_attention_prompt_fits(device, C);
+}
+
 template <int C> static void wide_items(struct device *device, const struct attention_call &call)
 {
     int32_t warps = wide_warps<C>(device);
-    if (by_bulk(device) && cuda_attention_prompt_fits(device, C))
+    if (by_prompt_kernel<C>(device))
         cuda_attention_prompt(device, call);
     else if (warps == wide_warps_max<C>)
         wide_launch<C, wide_warps_max<C>>(device, call);
@@ -177,7 +182,7 @@ template <int C> static void wide_items(struct device *device, const struct atte
 
 template <int C> static int32_t wide_item_rows(const struct device *device)
 {
-    if (by_bulk(device) && cuda_attention_prompt_fits(device, C))
+    if (by_prompt_kernel<C>(device))
         return prompt_item_rows(C);
     int32_t warps = wide_warps<C>(device);
     return warps > 0 ? warps * 16 : (int32_t)NARROW_ROWS;
@@ -196,6 +201,7 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
     call.work = cuda_attention_work(device, key);
     if (kinds.wide)
         wide_items<C>(device, call);
+    call.work.beside = kinds.wide && device->overlaps && by_prompt_kernel<C>(device);
     if (kinds.narrow && by_bulk(device))
         cuda_attention_narrow(device, call);
     else if (kinds.narrow)

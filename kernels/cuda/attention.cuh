@@ -78,12 +78,15 @@ struct attention_work {
     struct attention_item *narrow; /* [narrow_max] the largest first */
     struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
-    int32_t *ticket;               /* [0] items that were taken, [2] blocks that are done */
+    int32_t *ticket;               /* [0] wide items that were taken, [1] narrow ones,
+                                    * [2], [3] blocks that are done with them */
     int32_t narrow_max;
     int32_t slot_max; /* of `partial`, / K */
     int32_t partial_tokens;
     int32_t heads, blocks; /* K, and how many blocks share the narrow items */
     bool fresh;            /* the list is made by the kernel just before this one */
+    bool beside;           /* narrow items: the kernel before has the wide ones of this op, and
+                            * began when all that was before it was whole */
 };
 
 /* Which items the step's list has. */

@@ -12,6 +12,7 @@
 #define KERNELS_CUDA_ATTENTION_NARROW_CUH
 
 #include "kernels/cuda/attention_merge.cuh"
+#include "kernels/cuda/attention_narrow_feed.cuh"
 
 /* What a thread holds of a tile of rows: rows g and g + 8, columns of its warp. */
 template <int C> struct narrow_state {
@@ -382,7 +383,7 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
     auto job = ring_place<NARROW_JOBS>::first();
     int32_t lane = threadIdx.x % WARP;
     struct narrow_rows<C> rows = rows_of<C>(call.layer);
-    kernel_wait();
+    narrow_wait(call);
     kernel_yield(); /* not before: see launch.cuh */
 #pragma unroll 1
     for (;; job.step()) {
@@ -390,7 +391,7 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
         struct attention_tile tile = shared.job[job.index];
         if (tile.count == 0) {
             narrow_merge<C>(shared, call, tile.low, tile.high);
-            return;
+            break;
         }
         uint32_t query[C / 16][4];
         narrow_query<C>(query, shared, job.index, tile.count);
@@ -406,6 +407,8 @@ __device__ static inline void narrow_work(narrow_shared<C> &shared,
         narrow_walk<C, CAPPED>(state, shared, call, tile, query, row, rows, place);
         narrow_end<C>(state, shared, call, tile);
     }
+    if (call.work.beside) /* who waits for this kernel waits for both */
+        kernel_wait();
 }
 
 #endif

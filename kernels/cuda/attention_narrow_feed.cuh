@@ -10,6 +10,16 @@
 
 #include "kernels/cuda/attention_ring.cuh"
 
+/* Until what was written before this op is there. Beside wide items' kernel it is: that one waited
+ * and only then let this one begin, and the two have nothing to do with each other. */
+__device__ static inline void narrow_wait(const struct attention_call &call)
+{
+    if (call.work.beside)
+        __threadfence(); /* nothing older is read than what is there now */
+    else
+        kernel_wait();
+}
+
 /* ---- the block's items ---- */
 
 /* Blocks take items from the list in its order, the largest first. Each begins with the one of its
@@ -54,7 +64,7 @@ __device__ static inline void ask_next(const struct attention_call &call, struct
     next.known = narrow_next::ASKED;
     next.index = (int32_t)gridDim.x;
     if (next.count > (int32_t)gridDim.x && threadIdx.x % WARP == 0)
-        next.index += atomicAdd(&call.work.ticket[0], 1);
+        next.index += atomicAdd(&call.work.ticket[1], 1);
 }
 
 /* One step further. */
@@ -88,9 +98,9 @@ __device__ static inline void end_turns(const struct attention_call &call,
     int32_t grid = (int32_t)gridDim.x;
     if (next.count <= grid || threadIdx.x % WARP != 0)
         return;
-    if (atomicAdd(&call.work.ticket[2], 1) == grid - 1) {
-        call.work.ticket[0] = 0;
-        call.work.ticket[2] = 0;
+    if (atomicAdd(&call.work.ticket[3], 1) == grid - 1) {
+        call.work.ticket[1] = 0;
+        call.work.ticket[3] = 0;
     }
 }
 
@@ -194,7 +204,7 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
 {
     const narrow_feeder<C> feeder = {shared, &key, &value, shifts_of(call.layer)};
     if (call.work.fresh)
-        kernel_wait();
+        narrow_wait(call);
     bulk_see();
     struct narrow_next next = {};
     next.count = call.work.plan->narrow_count * call.args.kv_head_count;
@@ -206,7 +216,7 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
     place.start(tile);
     auto early = place;
     feed_first<C, PART_EARLY>(feeder, tile, window, early);
-    kernel_wait();
+    narrow_wait(call);
     bulk_see();
     ask_next(call, next);
     feed_first<C, PART_LATE>(feeder, tile, window, place);
@@ -307,14 +317,14 @@ __device__ static inline void narrow_bring(narrow_shared<C> &shared,
     auto job = ring_place<NARROW_JOBS>::first();
     auto turn = ring_place<NARROW_TURNS>::first();
     if (call.work.fresh)
-        kernel_wait();
+        narrow_wait(call);
     const struct attention_plan plan = *call.work.plan;
     const int32_t count = plan.narrow_count * call.args.kv_head_count;
     int32_t index = blockIdx.x;
     struct attention_tile tile = {};
     if (index < count)
         tile = item_tile(call, item_at(call, index), index);
-    kernel_wait();
+    narrow_wait(call);
 #pragma unroll 1
     while (index < count) {
         bring_job<C>(shared, call, tile, job);

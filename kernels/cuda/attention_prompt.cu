@@ -5,6 +5,7 @@
  * multiprocessor's registers.
  */
 #include "kernels/cuda/attention_prompt.cuh"
+#include "kernels/cuda/launch.cuh"
 
 #include <assert.h>
 #include <cudaTypedefs.h>
@@ -20,6 +21,8 @@ __global__ void __launch_bounds__(prompt_shape<C>::THREADS, 1)
     if (threadIdx.x == 0)
         prompt_open<C>(shared);
     __syncthreads();
+    kernel_wait();
+    kernel_yield(); /* not before: see launch.cuh, and narrow_wait */
     if (threadIdx.x >= shape::WORKERS) {
         registers_give<shape::COPY_REGISTERS>();
         if (threadIdx.x < shape::WORKERS + WARP)
@@ -65,12 +68,9 @@ template <int C> static void prompt_launch(struct device *device, const struct a
     if (!map_pages(device, &maps.page, call, tokens < KV_TILE ? tokens : (int32_t)KV_TILE) ||
         !map_pages(device, &maps.row, call, 1))
         return;
-    (void)cuda_check(
-        device,
-        cudaFuncSetAttribute(prompt_kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
-        __func__);
-    prompt_kernel<C>
-        <<<device->core_count, prompt_shape<C>::THREADS, bytes, device->stream>>>(call, maps);
+    struct launch_shape shape = {dim3(device->core_count), dim3(prompt_shape<C>::THREADS),
+                                 (size_t)bytes};
+    launch(device, __func__, prompt_kernel<C>, shape, call, maps);
 }
 
 bool cuda_attention_prompt_fits(const struct device *device, int32_t head_width)

@@ -42,6 +42,8 @@ static const struct attention_case attention_case[] = {
     {"prompt_32768", 0, 0, 1, 32768, 1, 4},
     {"prompts_8_of_1000", 0, 0, 8, 1000, 2, 32},
     {"prompt_8192_beside_200_at_1024", 200, 1024, 1, 8192, 2, 16},
+    {"prompt_448_beside_64_at_576", 64, 576, 1, 448, 4, 64}, /* a step of a server */
+    {"prompt_820_beside_204_at_576", 204, 576, 1, 820, 4, 64},
     {"decode_200_at_1024", 200, 1024, 0, 0, 2, 16}, /* the same, without the prompt */
 };
 
