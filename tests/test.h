@@ -8,7 +8,8 @@
  *     }
  *
  * A program prints a line for each failed check and ends with "N passed, N failed"
- * (", N skipped" where SKIP was used: it says why). Exit code 1 on a failure.
+ * (", N skipped" where SKIP was used: it says why). Exit code 1 on a failure. TEST_ONLY=TEXT in the
+ * environment runs those alone whose names contain it.
  */
 #ifndef TESTS_TEST_H
 #define TESTS_TEST_H
@@ -63,6 +64,10 @@ static int test_was_skipped;
 
 static inline void test_run(const char *name, void (*function)(void))
 {
+    const char *only = getenv("TEST_ONLY");
+
+    if (only != NULL && strstr(name, only) == NULL)
+        return;
     test_check_failed = 0;
     test_was_skipped = 0;
     function();
