@@ -3,7 +3,8 @@
  * One block, a thread a row. A narrow tile is one item where the step has enough of them, else it
  * is cut along the context: what the blocks' share is decides how many partials its first item
  * goes through, in their order; the others have one each. Items stand in the list by their size,
- * the largest first, so that what is left at the end is small. Made once a step for each kind of
+ * the largest first, so that what is left at the end is small; where all of them are large and
+ * whole, those of a few rows are cut for that. Made once a step for each kind of
  * layer, on the device: a captured step makes its own list for what it is launched with.
  */
 #include "kernels/cuda/attention.cuh"
@@ -15,7 +16,9 @@ enum {
     THREADS = 256,
     SLOTS_MAX = 1024,
     SIZES = 32, /* classes of items, the largest first */
-    PIECES = 3
+    PIECES = 3,
+    FINE_ROUNDS = 4,  /* items a block from which on some are cut for the end */
+    FINE_PARTIALS = 6 /* of a tile that is cut for that, at most */
 };
 
 /* What one row of the step needs, and then where it begins. */
@@ -35,6 +38,8 @@ struct tile_range {
 struct tile_cut {
     int32_t partials, most;
     int32_t partial_tiles; /* of keys in a partial */
+    int32_t size_partials; /* what sizes are counted in */
+    int32_t fine_rows;     /* rows, the first ones, whose tiles are cut into items of one partial */
 };
 
 /* Equal items of a tile. */
@@ -91,7 +96,7 @@ __device__ static bool is_cut(const struct tile_range &range, const struct tile_
 
 __device__ static int32_t size_of(int32_t tiles, const struct tile_cut &cut)
 {
-    return SIZES - 1 - min(tiles * 3 / cut.partials, SIZES - 1);
+    return SIZES - 1 - min(tiles * 3 / cut.size_partials, SIZES - 1);
 }
 
 __device__ static struct tile_piece whole_of(const struct tile_range &range,
@@ -121,6 +126,7 @@ struct plan_shared {
     row_need place[THREADS];
     struct step_row row[THREADS];
     int32_t tiles;       /* of keys, that narrow items go through */
+    int32_t items;       /* narrow tiles */
     int32_t size[SIZES]; /* items, and then where the next one goes */
     int32_t narrow_count;
     int32_t merge_count, merge_rows;
@@ -151,30 +157,58 @@ __device__ static row_need scan(plan_shared &shared, row_need need, row_need &to
     return {before.wide + sum.wide - need.wide, before.slots + sum.slots - need.slots};
 }
 
+/* Adds up over the block what its threads have. */
+__device__ static void add_up(int32_t &sum, int32_t value)
+{
+    value = __reduce_add_sync(0xffffffffu, value);
+    if (threadIdx.x % WARP == 0)
+        atomicAdd(&sum, value);
+}
+
+/* Rows whose tiles are about one a block, where blocks have several: when the last items are taken
+ * most blocks have just begun one, and without small ones they end an item's time apart. */
+__device__ static int32_t fine_rows_of(int32_t items, const struct attention_work &work)
+{
+    return items >= FINE_ROUNDS * work.blocks ? work.blocks / work.heads : 0;
+}
+
 /* Cuts so that an item is half of a block's share, or a partial where that is less. */
 __device__ static struct tile_cut make_cut(plan_shared &shared, const struct attention_work &work,
                                            struct attention_key key, struct step_view step)
 {
-    int32_t tiles = 0, row_count = step.counts->row_count;
+    int32_t tiles = 0, items = 0, row_count = step.counts->row_count;
     for (int32_t i = threadIdx.x; i < row_count; i += THREADS) {
         struct step_row row = step.row[i];
         if (is_wide(row, key))
             continue;
-        for (int32_t tile = 0; tile * NARROW_ROWS < row.token_count * key.group; tile++) {
+        for (int32_t tile = 0; tile * NARROW_ROWS < row.token_count * key.group; tile++, items++) {
             struct tile_range range = range_of(row, tile, key, work);
             tiles += range.end - range.first;
         }
     }
-    tiles = __reduce_add_sync(0xffffffffu, tiles);
-    if (threadIdx.x % WARP == 0)
-        atomicAdd(&shared.tiles, tiles);
+    add_up(shared.tiles, tiles);
+    add_up(shared.items, items);
     __syncthreads();
     struct tile_cut cut;
     int64_t share = (int64_t)shared.tiles * work.heads / work.blocks;
     cut.partial_tiles = work.partial_tokens / KV_TILE;
     cut.partials = max((int32_t)((share + cut.partial_tiles / 2) / (2 * cut.partial_tiles)), 1);
     cut.most = cut.partials * cut.partial_tiles * 5 / 4 + 1;
+    cut.size_partials = cut.partials;
+    cut.fine_rows = fine_rows_of(shared.items * work.heads, work);
     return cut;
+}
+
+/* What holds for the tiles of this row of the step. Long ones keep the others' slots free. */
+__device__ static struct tile_cut cut_of_row(const struct tile_cut &cut, int32_t index,
+                                             struct step_row row, const struct attention_work &work)
+{
+    struct tile_cut own = cut;
+    if (index < cut.fine_rows && row.position < FINE_PARTIALS * work.partial_tokens) {
+        own.partials = 1;
+        own.most = cut.partial_tiles * 5 / 4 + 1;
+    }
+    return own;
 }
 
 /* Wide items and slots of the rows from `base` on, a thread a row; whether this thread has one. */
@@ -193,7 +227,8 @@ __device__ static bool place_rows(plan_shared &shared, const struct attention_wo
             need.wide = (rows + key.wide_rows - 1) / key.wide_rows;
         else
             for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++)
-                need.slots += slots_of(range_of(row, tile, key, work), cut);
+                need.slots += slots_of(range_of(row, tile, key, work),
+                                       cut_of_row(cut, base + thread, row, work));
     }
     shared.place[thread] = scan(shared, need, total);
     return there;
@@ -307,15 +342,16 @@ __device__ static void write_wide(const struct attention_work &work, struct step
 
 __device__ static void write_rows(plan_shared &shared, const struct attention_work &work,
                                   struct attention_key key, const struct tile_cut &cut,
-                                  int32_t count)
+                                  int32_t base, int32_t count)
 {
-    if (threadIdx.x < count && !is_wide(shared.row[threadIdx.x], key))
-        write_whole(shared, work, key, cut);
-    for (int32_t i = threadIdx.x / WARP; i < count; i += THREADS / WARP)
+    int32_t thread = threadIdx.x;
+    if (thread < count && !is_wide(shared.row[thread], key))
+        write_whole(shared, work, key, cut_of_row(cut, base + thread, shared.row[thread], work));
+    for (int32_t i = thread / WARP; i < count; i += THREADS / WARP)
         if (is_wide(shared.row[i], key))
             write_wide(work, shared.row[i], shared.place[i], key);
         else
-            write_cut(shared, work, key, cut, i);
+            write_cut(shared, work, key, cut_of_row(cut, base + i, shared.row[i], work), i);
 }
 
 /* Rows are read before the kernel before this one has ended (launch.cuh). */
@@ -330,13 +366,14 @@ __global__ void plan_kernel(struct attention_work work, struct attention_key key
     if (threadIdx.x < SIZES)
         shared.size[threadIdx.x] = 0;
     if (threadIdx.x == 0)
-        shared.tiles = shared.merge_count = shared.merge_rows = 0;
+        shared.tiles = shared.items = shared.merge_count = shared.merge_rows = 0;
     __syncthreads();
     struct tile_cut cut = make_cut(shared, work, key, step);
     for (int32_t base = 0; base < row_count; base += THREADS)
         if (place_rows(shared, work, key, step, cut, base, counted) &&
             !is_wide(shared.row[threadIdx.x], key))
-            count_narrow(shared, work, key, cut);
+            count_narrow(shared, work, key,
+                         cut_of_row(cut, base + threadIdx.x, shared.row[threadIdx.x], work));
     __syncthreads();
     if (threadIdx.x < WARP)
         place_sizes(shared);
@@ -345,7 +382,7 @@ __global__ void plan_kernel(struct attention_work work, struct attention_key key
     for (int32_t base = 0; base < row_count; base += THREADS) {
         (void)place_rows(shared, work, key, step, cut, base, total);
         __syncthreads();
-        write_rows(shared, work, key, cut, min(row_count - base, (int32_t)THREADS));
+        write_rows(shared, work, key, cut, base, min(row_count - base, (int32_t)THREADS));
         __syncthreads();
     }
     if (threadIdx.x == 0)
