@@ -288,6 +288,13 @@ static int32_t grow_need(const struct kvcache *kv, const struct kv_table *table,
     return need;
 }
 
+bool kvcache_has_place(const struct kvcache *kv, const struct kv_table *table, int32_t written)
+{
+    int32_t i = written >> kv->token_shift;
+
+    return i >= table->forked_count && i < table->block_count;
+}
+
 int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,
                           int32_t token_count)
 {

@@ -249,16 +249,31 @@ static bool make_room(struct scheduler *s, int32_t seq)
     return true;
 }
 
+/* A prompt under way, found by the walk over all: so nobody walks again to find the first one, and
+ * what is left of them. Who is met here keeps his blocks: victims are those still to come. */
+static void note_prompt(struct scheduler *s, int32_t seq)
+{
+    const struct seq *q = &s->pool.seq[seq];
+
+    if (s->making.prompt_first == SEQ_NONE)
+        s->making.prompt_first = seq;
+    s->making.prompt_left += q->prefill_count - q->planned_count;
+}
+
 static void plan_decode(struct scheduler *s)
 {
     for (int32_t i = s->pool.running.first; i != SEQ_NONE; i = s->pool.seq[i].next) {
         const struct seq *q = &s->pool.seq[i];
-        if (s->making.token_left == 0 || s->making.sample_left == 0)
-            return;
-        if (q->planned_count < q->prefill_count || q->planned_count == seq_target(q) ||
-            waits_for_host(s, q))
+        if (q->planned_count < q->prefill_count) {
+            note_prompt(s, i);
             continue;
-        if (make_room(s, i)) {
+        }
+        if (s->making.token_left == 0 || s->making.sample_left == 0 ||
+            q->planned_count == seq_target(q) || waits_for_host(s, q))
+            continue;
+        if (kvcache_has_place(s->kv, &q->table, q->planned_count)) {
+            add_row(s, i, 1);
+        } else if (make_room(s, i)) {
             grow(s, i, 1);
             add_row(s, i, 1);
         }
@@ -338,15 +353,9 @@ static void extend_long_row(struct scheduler *s)
  * are slots. The walk ends where there are `enough`. */
 static int64_t prompt_backlog(const struct scheduler *s, int64_t enough)
 {
-    int64_t count = 0;
+    int64_t count = s->making.prompt_left;
     int32_t slot_left = s->slot_free_count;
 
-    for (int32_t i = s->pool.running.first; i != SEQ_NONE && count < enough;
-         i = s->pool.seq[i].next) {
-        const struct seq *q = &s->pool.seq[i];
-        if (q->planned_count < q->prefill_count)
-            count += q->prefill_count - q->planned_count;
-    }
     for (int32_t i = s->pool.waiting.first; i != SEQ_NONE && count < enough && slot_left > 0;
          i = s->pool.seq[i].next, slot_left--)
         count += s->pool.seq[i].token_count;
@@ -374,7 +383,7 @@ static void limit_prompts(struct scheduler *s)
 
 static void plan_prefill(struct scheduler *s)
 {
-    for (int32_t i = s->pool.running.first; i != SEQ_NONE; i = s->pool.seq[i].next) {
+    for (int32_t i = s->making.prompt_first; i != SEQ_NONE; i = s->pool.seq[i].next) {
         const struct seq *q = &s->pool.seq[i];
         if (s->making.token_left == 0)
             return;
@@ -407,6 +416,7 @@ static void begin(struct scheduler *s)
         .token_left = s->config.step_token_max,
         .sample_left = s->config.sample_max,
         .long_row = -1,
+        .prompt_first = SEQ_NONE,
     };
 }
 

@@ -29,6 +29,8 @@ struct making {
     int32_t long_row;       /* row of the prompt that left tokens to others, or -1 */
     bool needy_preempted;   /* a row that lacked blocks was the youngest: it gave up its own */
     int32_t producer_count; /* sequences that compute blocks which others may wait for */
+    int32_t prompt_first; /* running sequence, in order, that is not at its prompt's end; or none */
+    int64_t prompt_left;  /* tokens of all such */
 };
 
 struct scheduler {

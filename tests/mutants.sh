@@ -176,8 +176,11 @@ mutant oldest_is_victim scheduler/order.c \
     's/return pool->running.last;/return pool->running.first;/' \
     'a sequence with a row in the plan loses its blocks'
 mutant prompt_first scheduler/plan.c \
-    '/^    plan_decode(s);/{N;N;s/plan_decode(s);\n *limit_prompts(s);\n *plan_prefill(s);/limit_prompts(s), plan_prefill(s), plan_decode(s);/;}' \
+    '/^    plan_decode(s);/{N;N;s/plan_decode(s);\n *limit_prompts(s);\n *plan_prefill(s);/s->making.prompt_first = s->pool.running.first, limit_prompts(s), plan_prefill(s), plan_decode(s);/;}' \
     'a prompt takes the budget of decoding sequences'
+mutant place_is_shared kvcache/kvcache.c \
+    's/return i >= table->forked_count \&\& i < table->block_count;/return i < table->block_count;/' \
+    'a sibling writes into the block that it shares'
 mutant copy_not_told scheduler/plan.c \
     's/if (i >= block_count || q->table.block\[g\]\[i\] != before\[g\])/if (i >= block_count)/' \
     'the device keeps the shared block in its table'

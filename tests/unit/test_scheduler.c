@@ -220,6 +220,10 @@ static void a_chunk_is_no_longer_than_its_limit(void)
 
     EXPECT_INT(row_tokens(made, a), ==, 10);
     EXPECT_INT(row_tokens(made, b), ==, 10);
+    commit(&w);
+    made = plan(&w);
+    EXPECT_INT(row_tokens(made, a), ==, 10); /* all that are under way go on */
+    EXPECT_INT(row_tokens(made, b), ==, 10);
     world_end(&w);
 }
 
