@@ -462,18 +462,23 @@ static int32_t list_choices(const struct device *device, const struct matmul &ca
     return count;
 }
 
+/* Which of them is the fastest by estimate. */
+static int32_t least_of(const struct matmul_choice (&list)[MATMUL_WAYS_MAX], int32_t count)
+{
+    int32_t least = 0;
+    assert(count > 0);
+    for (int32_t i = 1; i < count; i++)
+        if (list[i].us < list[least].us)
+            least = i;
+    return least;
+}
+
 static struct matmul_choice choose(const struct device *device, const struct matmul &call)
 {
     struct matmul_choice list[MATMUL_WAYS_MAX], best = tuned_choice(device, call);
     if (best.variant != NULL)
         return best;
-    int32_t count = list_choices(device, call, list);
-    assert(count > 0);
-    best = list[0];
-    for (int32_t i = 1; i < count; i++)
-        if (list[i].us < best.us)
-            best = list[i];
-    return best;
+    return list[least_of(list, list_choices(device, call, list))];
 }
 
 int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
@@ -481,12 +486,10 @@ int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
 {
     const double slack = 2.0; /* estimates are seldom a tenth off */
     struct matmul_choice list[MATMUL_WAYS_MAX];
-    int32_t count = list_choices(device, call, list), kept = 0;
-    double least = list[0].us;
-    for (int32_t i = 1; i < count; i++)
-        least = list[i].us < least ? list[i].us : least;
+    int32_t count = list_choices(device, call, list), least = least_of(list, count), kept = 1;
+    way[0] = way_of(list[least]);
     for (int32_t i = 0; i < count; i++)
-        if (list[i].us <= slack * least)
+        if (i != least && list[i].us <= slack * list[least].us)
             way[kept++] = way_of(list[i]);
     return kept;
 }

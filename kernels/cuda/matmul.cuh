@@ -50,7 +50,8 @@ void cuda_matmul_sm80(struct device *device, const struct matmul &call);
 struct tuned_product cuda_matmul_product(const struct matmul &call);
 /* Whether there is its way, for its product and tokens. */
 bool cuda_matmul_has(const struct tuned_line &line);
-/* The ways to make the product that may be the best by estimate, and how many: for tune.cu. */
+/* The ways to make the product that may be the best by estimate, that one first, and how many: for
+ * tune.cu. */
 int32_t cuda_matmul_ways(const struct device *device, const struct matmul &call,
                          struct tuned_way (&way)[MATMUL_WAYS_MAX]);
 /* One of these, whatever the table says. T is at most MATMUL_F32_TOKENS where out is f32. */
