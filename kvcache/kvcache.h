@@ -93,8 +93,8 @@ struct kv_peek kvcache_peek(const struct kvcache *kv, const int32_t *token, int3
  * copy is added to `moves`: at most one a group. False: too few blocks. */
 bool kvcache_grow(struct kvcache *kv, struct kv_table *table, int32_t written, int32_t token_count,
                   struct kv_moves *moves);
-/* Whether position `written` has a block already, and one that nobody shares: then a token more
- * takes nothing, and kvcache_grow would do nothing. What a step asks for every sequence. */
+/* True: position `written` has a block, which nobody shares, so a token more takes nothing and
+ * kvcache_grow would do nothing. False says nothing. What a step asks for every sequence. */
 bool kvcache_has_place(const struct kvcache *kv, const struct kv_table *table, int32_t written);
 /* Blocks that this kvcache_grow would take. */
 int32_t kvcache_grow_need(const struct kvcache *kv, const struct kv_table *table, int32_t written,

@@ -194,14 +194,15 @@ static void tensor_launch(struct device *device, const struct attention_call &wa
 {
     (void)T;
     struct attention_call call = wanted;
-    struct attention_key key = {call.group, call.args.window, wide_item_rows<C>(device)};
+    struct attention_key key = {call.group, call.args.window, wide_item_rows<C>(device),
+                                by_bulk(device)};
     struct attention_kinds kinds = cuda_attention_kinds(device, call.group);
     if (!kinds.wide && !kinds.narrow)
         return;
     call.work = cuda_attention_work(device, key);
     if (kinds.wide)
         wide_items<C>(device, call);
-    call.work.beside = kinds.wide && device->overlaps && by_prompt_kernel<C>(device);
+    call.work.beside = kinds.wide && by_prompt_kernel<C>(device);
     if (kinds.narrow && by_bulk(device))
         cuda_attention_narrow(device, call);
     else if (kinds.narrow)

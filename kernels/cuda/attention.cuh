@@ -69,19 +69,19 @@ struct attention_key {
     int32_t group; /* G */
     int32_t window;
     int32_t wide_rows; /* of a wide tile */
+    bool taken;        /* narrow items, by whom is free; else each block has its own */
 };
 
 /* As kernels see it. */
 struct attention_work {
     struct attention_plan *plan;
     struct attention_item *wide;   /* see cuda_attention_bytes */
-    struct attention_item *narrow; /* [narrow_max] the largest first */
+    struct attention_item *narrow; /* likewise, the largest first */
     struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
     int32_t *ticket;               /* [0] wide items that were taken, [1] narrow ones,
                                     * [2], [3] blocks that are done with them */
-    int32_t narrow_max;
-    int32_t slot_max; /* of `partial`, / K */
+    int32_t slot_max;              /* of `partial`, / K */
     int32_t partial_tokens;
     int32_t heads, blocks; /* K, and how many blocks share the narrow items */
     bool fresh;            /* the list is made by the kernel just before this one */

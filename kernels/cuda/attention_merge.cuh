@@ -60,8 +60,9 @@ __device__ static inline uint32_t quotient_pair(float low, float high,
  * it empty; the next launch's items put theirs only when this launch has ended.
  *
  * A block takes when it has no items left, and may wait for items of other blocks. These wait for
- * no slot, and they run: all blocks of the launch have room at once (narrow_launch), what was
- * launched before ends, and what is launched behind begins when all of these have (kernel_yield).
+ * no slot, and they run: all blocks of the launch have room at once (narrow_launch) when what was
+ * launched before has ended, wide items beside them too, and that waits for nobody here; what is
+ * launched behind begins when all of these have (kernel_yield).
  */
 enum { SLOT_EMPTY = -1, MERGE_AHEAD = 12 /* chunks of a thread on their way */ };
 

@@ -12,7 +12,6 @@
 #define KERNELS_CUDA_ATTENTION_NARROW_CUH
 
 #include "kernels/cuda/attention_merge.cuh"
-#include "kernels/cuda/attention_narrow_feed.cuh"
 
 /* What a thread holds of a tile of rows: rows g and g + 8, columns of its warp. */
 template <int C> struct narrow_state {

@@ -10,16 +10,6 @@
 
 #include "kernels/cuda/attention_ring.cuh"
 
-/* Until what was written before this op is there. Beside wide items' kernel it is: that one waited
- * and only then let this one begin, and the two have nothing to do with each other. */
-__device__ static inline void narrow_wait(const struct attention_call &call)
-{
-    if (call.work.beside)
-        __threadfence(); /* nothing older is read than what is there now */
-    else
-        kernel_wait();
-}
-
 /* ---- the block's items ---- */
 
 /* Blocks take items from the list in its order, the largest first. Each begins with the one of its

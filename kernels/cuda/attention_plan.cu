@@ -3,9 +3,9 @@
  * One block, a thread a row. A narrow tile is one item where the step has enough of them, else it
  * is cut along the context: what the blocks' share is decides how many partials its first item
  * goes through, in their order; the others have one each. Items stand in the list by their size,
- * the largest first, so that what is left at the end is small; where all of them are large and
- * whole, those of a few rows are cut for that. Made once a step for each kind of
- * layer, on the device: a captured step makes its own list for what it is launched with.
+ * the largest first, so that what is left at the end is small; where blocks take several, those of
+ * a few rows are cut into single partials for that. Made once a step for each kind of layer, on
+ * the device: a captured step makes its own list for what it is launched with.
  */
 #include "kernels/cuda/attention.cuh"
 #include "kernels/cuda/launch.cuh"
@@ -165,11 +165,15 @@ __device__ static void add_up(int32_t &sum, int32_t value)
         atomicAdd(&sum, value);
 }
 
-/* Rows whose tiles are about one a block, where blocks have several: when the last items are taken
- * most blocks have just begun one, and without small ones they end an item's time apart. */
-__device__ static int32_t fine_rows_of(int32_t items, const struct attention_work &work)
+/* Rows whose tiles are about one a block, where blocks take several: when the last items are taken
+ * most blocks have just begun one, and without small ones they end an item's time apart. Half of
+ * the slots stay for tiles that are long. */
+__device__ static int32_t fine_rows_of(int32_t items, const struct attention_work &work,
+                                       struct attention_key key)
 {
-    return items >= FINE_ROUNDS * work.blocks ? work.blocks / work.heads : 0;
+    if (!key.taken || items < FINE_ROUNDS * work.blocks)
+        return 0;
+    return min(work.blocks / work.heads, work.slot_max / (2 * NARROW_TILES_MAX * FINE_PARTIALS));
 }
 
 /* Cuts so that an item is half of a block's share, or a partial where that is less. */
@@ -195,16 +199,20 @@ __device__ static struct tile_cut make_cut(plan_shared &shared, const struct att
     cut.partials = max((int32_t)((share + cut.partial_tiles / 2) / (2 * cut.partial_tiles)), 1);
     cut.most = cut.partials * cut.partial_tiles * 5 / 4 + 1;
     cut.size_partials = cut.partials;
-    cut.fine_rows = fine_rows_of(shared.items * work.heads, work);
+    cut.fine_rows = fine_rows_of(shared.items * work.heads, work, key);
     return cut;
 }
 
-/* What holds for the tiles of this row of the step. Long ones keep the others' slots free. */
+/* What holds for the tiles of this row of the step. */
 __device__ static struct tile_cut cut_of_row(const struct tile_cut &cut, int32_t index,
-                                             struct step_row row, const struct attention_work &work)
+                                             struct step_row row, struct attention_key key,
+                                             const struct attention_work &work)
 {
     struct tile_cut own = cut;
-    if (index < cut.fine_rows && row.position < FINE_PARTIALS * work.partial_tokens) {
+    int32_t first = key.window > 0 ? max(row.position - key.window + 1, 0) : 0;
+    int32_t final = row.position + row.token_count - 1;
+    int32_t partials = final / work.partial_tokens - first / work.partial_tokens + 1;
+    if (index < cut.fine_rows && partials <= FINE_PARTIALS) {
         own.partials = 1;
         own.most = cut.partial_tiles * 5 / 4 + 1;
     }
@@ -228,7 +236,7 @@ __device__ static bool place_rows(plan_shared &shared, const struct attention_wo
         else
             for (int32_t tile = 0; tile * NARROW_ROWS < rows; tile++)
                 need.slots += slots_of(range_of(row, tile, key, work),
-                                       cut_of_row(cut, base + thread, row, work));
+                                       cut_of_row(cut, base + thread, row, key, work));
     }
     shared.place[thread] = scan(shared, need, total);
     return there;
@@ -346,12 +354,13 @@ __device__ static void write_rows(plan_shared &shared, const struct attention_wo
 {
     int32_t thread = threadIdx.x;
     if (thread < count && !is_wide(shared.row[thread], key))
-        write_whole(shared, work, key, cut_of_row(cut, base + thread, shared.row[thread], work));
+        write_whole(shared, work, key,
+                    cut_of_row(cut, base + thread, shared.row[thread], key, work));
     for (int32_t i = thread / WARP; i < count; i += THREADS / WARP)
         if (is_wide(shared.row[i], key))
             write_wide(work, shared.row[i], shared.place[i], key);
         else
-            write_cut(shared, work, key, cut_of_row(cut, base + i, shared.row[i], work), i);
+            write_cut(shared, work, key, cut_of_row(cut, base + i, shared.row[i], key, work), i);
 }
 
 /* Rows are read before the kernel before this one has ended (launch.cuh). */
@@ -373,7 +382,7 @@ __global__ void plan_kernel(struct attention_work work, struct attention_key key
         if (place_rows(shared, work, key, step, cut, base, counted) &&
             !is_wide(shared.row[threadIdx.x], key))
             count_narrow(shared, work, key,
-                         cut_of_row(cut, base + threadIdx.x, shared.row[threadIdx.x], work));
+                         cut_of_row(cut, base + threadIdx.x, shared.row[threadIdx.x], key, work));
     __syncthreads();
     if (threadIdx.x < WARP)
         place_sizes(shared);
@@ -435,7 +444,6 @@ bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
     state->partial_tokens = PARTIAL_TOKENS;
     state->captured = {0, INT32_MAX};
     state->slot_max = (int32_t)sizes.slots;
-    state->narrow_max = (int32_t)sizes.narrow;
     state->partial = (float *)cuda_alloc(device, sizes.slots * sizes.slot_bytes);
     state->ticket = (int32_t *)cuda_alloc(device, 4 * sizeof(int32_t));
     bool good = state->partial != NULL && state->ticket != NULL;
@@ -485,7 +493,6 @@ struct attention_work cuda_attention_work(struct device *device, struct attentio
     work.merge = list->merge;
     work.partial = state->partial;
     work.ticket = state->ticket;
-    work.narrow_max = state->narrow_max;
     work.slot_max = state->slot_max;
     work.partial_tokens = state->partial_tokens;
     work.heads = device->kv_shape.kv_head_count;

@@ -52,6 +52,16 @@ __device__ static inline void narrow_sync(void)
     asm volatile("bar.sync 1, %0;" ::"n"((int)NARROW_THREADS) : "memory");
 }
 
+/* Until what was written before this op is there. Beside wide items' kernel it is: that one waited
+ * and only then let this one begin, and the two have nothing to do with each other. */
+__device__ static inline void narrow_wait(const struct attention_call &call)
+{
+    if (call.work.beside)
+        __threadfence(); /* nothing older is read than what is there now */
+    else
+        kernel_wait();
+}
+
 /* A place in a ring of COUNT, and the parity of the phase that is to end there. */
 template <int COUNT> struct ring_place {
     int32_t index;

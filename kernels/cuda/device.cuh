@@ -124,7 +124,7 @@ struct attention_state {
     int32_t list_count; /* made since the step began, or the capture */
     float *partial;
     int32_t *ticket;
-    int32_t slot_max, narrow_max;
+    int32_t slot_max;
     int32_t partial_tokens;
 };
 

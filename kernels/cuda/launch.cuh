@@ -1,6 +1,6 @@
 /* Launches that begin while the kernel before them ends.
  *
- * A kernel that is launched so calls before_wait, then kernel_wait in all threads before it
+ * A kernel that is launched so calls kernel_yield, and kernel_wait in all threads before it
  * touches what another kernel wrote or reads. As every kernel of a stream waits for the one before
  * it to be whole, each knows all earlier ones whole. Kernels launched in the plain way may stand
  * between.
@@ -8,6 +8,8 @@
  * Where a kernel yields only after it has waited, all that are behind it begin when what was before
  * it is whole, and may read that before they wait. embed does so: what step_begin put down, and
  * the cache as earlier steps left it, may be read at once. Narrow attention does so: the work list.
+ * Behind the wide items' kernel, which yields so, it goes further: it does all its work beside that
+ * one, as what is before both is whole, and waits before it ends (narrow_wait).
  */
 #ifndef KERNELS_CUDA_LAUNCH_CUH
 #define KERNELS_CUDA_LAUNCH_CUH

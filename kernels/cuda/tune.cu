@@ -121,7 +121,9 @@ static int find_fastest(struct device *device, const struct tuning &tuning, stru
     if (least <= 0.0)
         return -EIO;
     *best = way[0];
-    for (int32_t i = 0; i < count && us[0] > same * least; i++)
+    if (us[0] <= same * least)
+        return 0;
+    for (int32_t i = 0; i < count; i++)
         if (us[i] == least)
             *best = way[i];
     return 0;

@@ -3,12 +3,13 @@
  * reference. What rope_store puts in the cache is the same in all of them. */
 #include "tests/kernels/harness.h"
 
-/* A crowd is large enough for a GPU of 100 to 160 multiprocessors to cut contexts coarsely, and
+/* A crowd is large enough for a GPU of 100 to 150 multiprocessors to cut contexts coarsely, and
  * those of a few sequences finely where there are six kv heads. */
 enum {
     LENGTH = 1410,
     SLOTS = 3,
     CROWD = 200,
+    PROMPT = 300, /* beside the crowd, in a slot of its own */
     BLOCK_TOKENS = 16,
     SEQ_BLOCKS = (LENGTH + 15) / 16,
 };
@@ -36,10 +37,10 @@ struct world {
     struct activation qkv, out;
     float *input, *sink;
     int32_t width, q_width;
-    int32_t done[CROWD];
+    int32_t done[CROWD + 1];
     struct step step;
-    struct step_row row[CROWD];
-    struct step_change change[CROWD * SEQ_BLOCKS];
+    struct step_row row[CROWD + 1];
+    struct step_change change[(CROWD + 1) * SEQ_BLOCKS];
     int32_t token[LENGTH + 2];
 };
 
@@ -57,8 +58,8 @@ static struct world *world_open(const struct long_shape *shape)
     w->q_width = shape->H * shape->C;
     options.token_max = LENGTH + 2;
     options.context_max = LENGTH;
-    options.slot_max = CROWD;
-    options.change_max = CROWD * SEQ_BLOCKS;
+    options.slot_max = CROWD + 1;
+    options.change_max = (CROWD + 1) * SEQ_BLOCKS;
     w->device = open_device(&options);
     EXPECT_INT(subject.ops->kv_open(w->device, &kv), ==, 0);
     w->input = random_floats(&seed, (int64_t)LENGTH * w->width, 1.5f);
@@ -223,60 +224,80 @@ static void a_position_has_the_same_bits_in_prompts_chunks_and_decode(void)
     }
 }
 
-/* The last token of slot 0, then of as many slots, which all have slot 0's blocks. */
-static void run_crowd(const struct long_shape *shape, float *alone, float *crowd)
+/* All slots of the crowd go on from the blocks of slot 0, and one more has the blocks of slot 1. */
+static void share_blocks(struct world *w)
+{
+    for (int32_t slot = 0; slot <= CROWD; slot++)
+        for (int32_t i = 0; i < SEQ_BLOCKS; i++) {
+            int32_t source = i * SLOTS + (slot == CROWD ? 1 : 0); /* as world_open gave them */
+            w->change[w->step.change_count++] =
+                (struct step_change){slot, 0, i, source * 37 % (SLOTS * SEQ_BLOCKS)};
+        }
+}
+
+/* A step of the crowd's last positions and a prompt's first ones; `out` has their outputs. */
+static void run_mixed(struct world *w, float *out)
+{
+    struct step_result result = {0};
+    int32_t T = CROWD + PROMPT;
+
+    for (int32_t slot = 0; slot <= CROWD; slot++) {
+        w->done[slot] = slot < CROWD ? LENGTH - 1 : 0;
+        add_row(w, slot, slot < CROWD ? 1 : PROMPT);
+    }
+    subject.ops->step_begin(w->device, &w->step);
+    for (int32_t r = 0; r <= CROWD; r++)
+        subject.ops->put(w->device, rows_from(w->qkv, w->row[r].token_first),
+                         w->input + (int64_t)w->row[r].position * w->width, w->row[r].token_count,
+                         w->width);
+    subject.ops->rope_store(w->device, w->qkv, &w->store, T);
+    subject.ops->attention(w->device, w->out, w->qkv, &w->attention, T);
+    subject.ops->get(w->device, out, w->out, T, w->q_width);
+    subject.ops->step_end(w->device, &result);
+    EXPECT_INT(subject.ops->sync(w->device), ==, 0);
+    w->step.row_count = w->step.token_count = w->step.change_count = 0;
+}
+
+/* What a sequence gives alone, and what a crowd of it and a prompt of its tokens do. */
+static void check_crowd(const struct long_shape *shape)
 {
     struct world *w = world_open(shape);
-    int32_t width = w->q_width, *change_count = &w->step.change_count;
-    struct step_result result = {0};
+    size_t width = (size_t)w->q_width, bytes = width * sizeof(float);
+    float *alone = calloc(LENGTH, bytes), *mixed = calloc(CROWD + PROMPT, bytes);
 
+    assert(alone != NULL && mixed != NULL);
     while (w->done[0] < LENGTH) {
         add_row(w, 0, w->done[0] == 0 ? LENGTH - 1 : 1);
         run_step(w, alone);
     }
-    for (int32_t i = 0; i < CROWD * SEQ_BLOCKS; i++)
-        w->change[(*change_count)++] = (struct step_change){
-            i % CROWD, 0, i / CROWD, i / CROWD * SLOTS * 37 % (SLOTS * SEQ_BLOCKS)};
-    for (int32_t slot = 0; slot < CROWD; slot++) {
-        w->done[slot] = LENGTH - 1;
-        add_row(w, slot, 1);
+    share_blocks(w);
+    for (int32_t time = 0; time < 2; time++) { /* each finds what the one before left */
+        int32_t same = 0;
+        memset(mixed, 0, (CROWD + PROMPT) * bytes);
+        run_mixed(w, mixed);
+        while (same < CROWD + PROMPT &&
+               memcmp(mixed + (size_t)same * width,
+                      alone + (size_t)(same < CROWD ? LENGTH - 1 : same - CROWD) * width,
+                      bytes) == 0)
+            same++;
+        EXPECT_INT(same, ==, CROWD + PROMPT);
     }
-    subject.ops->step_begin(w->device, &w->step);
-    for (int32_t t = 0; t < CROWD; t++)
-        subject.ops->put(w->device, rows_from(w->qkv, t),
-                         w->input + (int64_t)(LENGTH - 1) * w->width, 1, w->width);
-    subject.ops->rope_store(w->device, w->qkv, &w->store, CROWD);
-    subject.ops->attention(w->device, w->out, w->qkv, &w->attention, CROWD);
-    subject.ops->get(w->device, crowd, w->out, CROWD, width);
-    subject.ops->step_end(w->device, &result);
-    EXPECT_INT(subject.ops->sync(w->device), ==, 0);
+    free(alone);
+    free(mixed);
     world_close(w);
 }
 
-static void a_crowd_gives_each_the_bits_that_it_has_alone(void)
+static void a_crowd_and_a_prompt_have_the_bits_that_each_has_alone(void)
 {
     static const int crowd_case[] = {0, 1, 3, 6};
-    for (size_t i = 0; i < sizeof(crowd_case) / sizeof(*crowd_case); i++) {
-        const struct long_shape *shape = &shape_case[crowd_case[i]];
-        size_t width = (size_t)(shape->H * shape->C);
-        float *alone = calloc(LENGTH * width, sizeof(float));
-        float *crowd = calloc(CROWD * width, sizeof(float));
-        int32_t same = 0;
-
-        run_crowd(shape, alone, crowd);
-        while (same < CROWD && memcmp(crowd + (size_t)same * width, alone + (LENGTH - 1) * width,
-                                      width * sizeof(float)) == 0)
-            same++;
-        EXPECT_INT(same, ==, CROWD);
-        free(alone);
-        free(crowd);
-    }
+    for (size_t i = 0; i < sizeof(crowd_case) / sizeof(*crowd_case); i++)
+        check_crowd(&shape_case[crowd_case[i]]);
 }
 
 static void tests(void)
 {
     TEST(a_position_has_the_same_bits_in_prompts_chunks_and_decode);
-    TEST(a_crowd_gives_each_the_bits_that_it_has_alone);
+    TEST(a_crowd_and_a_prompt_have_the_bits_that_each_has_alone);
 }
 
 int main(int argc, char **argv)

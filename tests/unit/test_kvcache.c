@@ -275,7 +275,10 @@ static void siblings_share_and_the_first_to_write_copies(void)
     struct held a, b;
 
     EXPECT(kvcache_grow(kv, table_of(&a, 1), 0, 6, &moves));
+    EXPECT(kvcache_has_place(kv, &a.table, 6));
     kvcache_fork(kv, &a.table, table_of(&b, 1));
+    EXPECT(!kvcache_has_place(kv, &a.table, 6));
+    EXPECT(!kvcache_has_place(kv, &b.table, 6));
     EXPECT_INT(kvcache_available(kv), ==, 2);
     EXPECT_INT(kvcache_holders(kv, a.block[0][1]), ==, 2);
     EXPECT_INT(kvcache_grow_need(kv, &a.table, 6, 7), ==, 1);
@@ -304,6 +307,8 @@ static void siblings_of_a_full_block_copy_nothing(void)
     EXPECT_INT(moves.count, ==, 0);
     EXPECT_INT(kvcache_available(kv), ==, 0);
     EXPECT(a.block[0][2] != b.block[0][2]);
+    EXPECT(kvcache_has_place(kv, &a.table, 9));
+    EXPECT(!kvcache_has_place(kv, &a.table, 12));
     kvcache_destroy(kv);
 }
 
