@@ -244,12 +244,12 @@ struct device_ops {
 
     /* Which way to make products is the fastest, as lines of a table (kernels/tuned.h); no way
      * changes a bit. `tune` measures it for weights of one shape, of layers in turn, by T tokens,
-     * follows it from then on, and writes the line to `line` [TUNED_TEXT_MAX]: 0; -ENOTSUP: there
-     * is one way only; -ENOMEM; -EIO. `tuned` takes over a line: 0, -EINVAL, -ENOMEM, or -ENOTSUP:
-     * there is no such way here. NULL in a backend that has but one way. */
+     * follows it from then on, and gives the line: 0; -ENOTSUP: there is one way only; -ENOMEM;
+     * -EIO. `tuned` takes over a line: 0, -ENOMEM, or -ENOTSUP: there is no such way here. NULL in
+     * a backend that has but one way. */
     int (*tune)(struct device *device, const struct weight *const *weight, int32_t count,
-                bool logits, int32_t T, char *line);
-    int (*tuned)(struct device *device, const char *line);
+                bool logits, int32_t T, struct tuned_line *line);
+    int (*tuned)(struct device *device, const struct tuned_line *line);
 
     /* KV. */
     size_t (*kv_block_bytes)(struct device *device, const struct kv_shape *shape);

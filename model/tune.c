@@ -79,7 +79,7 @@ static int take_product(struct reading *reading, const char *text)
         return 0;
     if (reading->path != NULL && !tuned_add(&reading->own, &line))
         return refuse(reading, -ENOMEM, "no memory for the table");
-    int status = reading->ops->tuned(reading->device, text);
+    int status = reading->ops->tuned(reading->device, &line);
     if (status == -ENOTSUP) {
         skip(reading);
         return 0;
@@ -228,12 +228,14 @@ static int measure(struct making *making, const struct weight *const *weight, in
                    bool logits)
 {
     for (int32_t i = 0; i < TOKEN_CASES && token_case[i] <= making->token_max; i++) {
+        struct tuned_line line = {0};
         char text[TUNED_TEXT_MAX];
-        int status = making->ops->tune(making->device, weight, count, logits, token_case[i], text);
+        int status = making->ops->tune(making->device, weight, count, logits, token_case[i], &line);
         if (status == -ENOTSUP)
             return 0;
         if (status != 0)
             return status;
+        tuned_print(&line, text);
         making->line(making->context, text);
         making->line_count++;
     }

@@ -211,8 +211,8 @@ double cuda_read_rate(struct device *device);
 
 /* tune.cu */
 int cuda_tune(struct device *device, const struct weight *const *weight, int32_t count, bool logits,
-              int32_t T, char *line);
-int cuda_tuned(struct device *device, const char *line);
+              int32_t T, struct tuned_line *line);
+int cuda_tuned(struct device *device, const struct tuned_line *line);
 
 /* kv.cu */
 size_t cuda_kv_block_bytes(struct device *device, const struct kv_shape *shape);

@@ -180,10 +180,9 @@ static struct matmul call_of(const struct weight *weight, bool logits, int32_t T
 }
 
 int cuda_tune(struct device *device, const struct weight *const *weight, int32_t count, bool logits,
-              int32_t T, char *line)
+              int32_t T, struct tuned_line *line)
 {
     struct tuning tuning = {call_of(weight[0], logits, T), weight, count, NULL, NULL};
-    struct tuned_line found = {};
     bool many =
         device->hopper && weight[0]->part_count == 1 && weight[0]->part[0].format == FORMAT_BF16 &&
         !(weight[0]->gated && !weight[0]->interleaved) && !(logits && T > MATMUL_F32_TOKENS);
@@ -194,22 +193,18 @@ int cuda_tune(struct device *device, const struct weight *const *weight, int32_t
     if (status == 0 && !cuda_matmul_fits(tuning.call))
         status = -ENOTSUP;
     if (status == 0)
-        status = find_fastest(device, tuning, &found.way);
+        status = find_fastest(device, tuning, &line->way);
     close_tuning(tuning);
     if (status != 0)
         return status;
-    found.product = cuda_matmul_product(tuning.call);
-    found.token_count = T;
-    tuned_print(&found, line);
-    return tuned_add(&device->tuned, &found) ? 0 : -ENOMEM;
+    line->product = cuda_matmul_product(tuning.call);
+    line->token_count = T;
+    return tuned_add(&device->tuned, line) ? 0 : -ENOMEM;
 }
 
-int cuda_tuned(struct device *device, const char *line)
+int cuda_tuned(struct device *device, const struct tuned_line *line)
 {
-    struct tuned_line parsed;
-    if (!tuned_parse(&parsed, line))
-        return -EINVAL;
-    if (!device->hopper || !cuda_matmul_has(parsed))
+    if (!device->hopper || !cuda_matmul_has(*line))
         return -ENOTSUP;
-    return tuned_add(&device->tuned, &parsed) ? 0 : -ENOMEM;
+    return tuned_add(&device->tuned, line) ? 0 : -ENOMEM;
 }

@@ -98,7 +98,7 @@ static const char *describe(struct device *device)
     return "NVIDIA H200, compute capability 9.0, 139.8 GiB";
 }
 
-static int tuned(struct device *device, const char *line)
+static int tuned(struct device *device, const struct tuned_line *line)
 {
     (void)device, (void)line;
     seen.line_count++;

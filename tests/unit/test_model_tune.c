@@ -28,30 +28,24 @@ static const char *describe(struct device *device)
     return "Test GPU 7, compute capability 9.0, 80 GiB";
 }
 
-static int tuned(struct device *device, const char *text)
+static int tuned(struct device *device, const struct tuned_line *line)
 {
-    struct tuned_line line;
-
-    if (!tuned_parse(&line, text))
-        return -EINVAL;
-    if (line.way.columns == NO_SUCH_COLUMNS)
+    if (line->way.columns == NO_SUCH_COLUMNS)
         return -ENOTSUP;
-    return tuned_add(&device->table, &line) ? 0 : -ENOMEM;
+    return tuned_add(&device->table, line) ? 0 : -ENOMEM;
 }
 
 static int tune(struct device *device, const struct weight *const *weight, int32_t count,
-                bool logits, int32_t T, char *text)
+                bool logits, int32_t T, struct tuned_line *line)
 {
-    struct tuned_line line = {{logits ? TUNED_F32 : TUNED_BF16, weight[0]->out, weight[0]->in},
-                              T,
-                              {true, 1, 8, 1, 4, 16}};
+    *line = (struct tuned_line){{logits ? TUNED_F32 : TUNED_BF16, weight[0]->out, weight[0]->in},
+                                T,
+                                {true, 1, 8, 1, 4, 16}};
 
     device->asked_count++;
     device->head_count += logits;
     if (T == 1 && device->shape_count < 8)
         device->weight_count[device->shape_count++] = count;
-    if (device->status == 0)
-        tuned_print(&line, text);
     return device->status;
 }
 
