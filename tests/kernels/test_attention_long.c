@@ -111,10 +111,9 @@ static void add_row(struct world *w, int32_t slot, int32_t count)
     w->step.token_count += count;
 }
 
-/* Runs the rows; slot 0's outputs go to out[position]. */
-static void run_step(struct world *w, float *out)
+/* Begins a step of the rows, up to their outputs. */
+static void begin_step(struct world *w)
 {
-    struct step_result result = {0};
     int32_t T = w->step.token_count;
 
     subject.ops->step_begin(w->device, &w->step);
@@ -124,6 +123,21 @@ static void run_step(struct world *w, float *out)
                          w->width);
     subject.ops->rope_store(w->device, w->qkv, &w->store, T);
     subject.ops->attention(w->device, w->out, w->qkv, &w->attention, T);
+}
+
+static void end_step(struct world *w)
+{
+    struct step_result result = {0};
+
+    subject.ops->step_end(w->device, &result);
+    EXPECT_INT(subject.ops->sync(w->device), ==, 0);
+    w->step.row_count = w->step.token_count = w->step.change_count = 0;
+}
+
+/* Runs the rows; slot 0's outputs go to out[position]. */
+static void run_step(struct world *w, float *out)
+{
+    begin_step(w);
     for (int32_t r = 0; r < w->step.row_count; r++) {
         struct step_row row = w->row[r];
         w->done[row.slot] += row.token_count;
@@ -131,9 +145,7 @@ static void run_step(struct world *w, float *out)
             subject.ops->get(w->device, out + (int64_t)row.position * w->q_width,
                              rows_from(w->out, row.token_first), row.token_count, w->q_width);
     }
-    subject.ops->step_end(w->device, &result);
-    EXPECT_INT(subject.ops->sync(w->device), ==, 0);
-    w->step.row_count = w->step.token_count = w->step.change_count = 0;
+    end_step(w);
 }
 
 static void check_reference(const struct world *w, const float *out, int32_t position)
@@ -238,24 +250,13 @@ static void share_blocks(struct world *w)
 /* A step of the crowd's last positions and a prompt's first ones; `out` has their outputs. */
 static void run_mixed(struct world *w, float *out)
 {
-    struct step_result result = {0};
-    int32_t T = CROWD + PROMPT;
-
     for (int32_t slot = 0; slot <= CROWD; slot++) {
         w->done[slot] = slot < CROWD ? LENGTH - 1 : 0;
         add_row(w, slot, slot < CROWD ? 1 : PROMPT);
     }
-    subject.ops->step_begin(w->device, &w->step);
-    for (int32_t r = 0; r <= CROWD; r++)
-        subject.ops->put(w->device, rows_from(w->qkv, w->row[r].token_first),
-                         w->input + (int64_t)w->row[r].position * w->width, w->row[r].token_count,
-                         w->width);
-    subject.ops->rope_store(w->device, w->qkv, &w->store, T);
-    subject.ops->attention(w->device, w->out, w->qkv, &w->attention, T);
-    subject.ops->get(w->device, out, w->out, T, w->q_width);
-    subject.ops->step_end(w->device, &result);
-    EXPECT_INT(subject.ops->sync(w->device), ==, 0);
-    w->step.row_count = w->step.token_count = w->step.change_count = 0;
+    begin_step(w);
+    subject.ops->get(w->device, out, w->out, CROWD + PROMPT, w->q_width);
+    end_step(w);
 }
 
 /* What a sequence gives alone, and what a crowd of it and a prompt of its tokens do. */

@@ -186,6 +186,13 @@ static void shapes_of_models_too(void)
     check_gated(14336, 4096, 2, TOKENS);
 }
 
+static int take(struct product *p, const char *text)
+{
+    struct tuned_line line;
+
+    return tuned_parse(&line, text) ? subject.ops->tuned(p->device, &line) : -EINVAL;
+}
+
 /* What a table of ways says changes speed alone. */
 static void check_tuned(int32_t out, int32_t in, bool f32, bool gated)
 {
@@ -201,14 +208,18 @@ static void check_tuned(int32_t out, int32_t in, bool f32, bool gated)
     for (size_t i = 0; i < sizeof(tuned_case) / sizeof(*tuned_case); i++) {
         int32_t T = tuned_case[i];
         struct tuned_line line = {0};
+        char text[TUNED_TEXT_MAX];
         if (T > most)
             continue;
         EXPECT_INT(subject.ops->tune(p.device, &weight, 1, f32, T, &line), ==, 0);
+        tuned_print(&line, text);
+        EXPECT(tuned_parse(&line, text));
         EXPECT_INT(line.token_count, ==, T);
-        EXPECT_INT(subject.ops->tuned(p.device, &line), ==, 0);
+        EXPECT_INT(take(&p, text), ==, 0);
         run(&p, got, T);
         EXPECT(memcmp(got, all, (size_t)T * (size_t)columns * sizeof(*got)) == 0);
     }
+    EXPECT_INT(take(&p, "nothing"), ==, -EINVAL);
     free(all);
     free(got);
     end(&p);
@@ -223,13 +234,6 @@ static void a_table_changes_no_bits(void)
     check_tuned(1024, 3072, false, false);
     check_tuned(6144, 1024, false, true);
     check_tuned(32000, 1024, true, false);
-}
-
-static int take(struct product *p, const char *text)
-{
-    struct tuned_line line;
-
-    return tuned_parse(&line, text) ? subject.ops->tuned(p->device, &line) : -EINVAL;
 }
 
 /* A kernel that goes takes its lines with it: configs/tune is to be measured anew. */
