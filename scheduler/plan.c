@@ -249,6 +249,19 @@ static bool make_room(struct scheduler *s, int32_t seq)
     return true;
 }
 
+/* A block for one more token of `seq`; false: it sits out this step. */
+static bool find_place(struct scheduler *s, int32_t seq)
+{
+    const struct seq *q = &s->pool.seq[seq];
+
+    if (kvcache_has_place(s->kv, &q->table, q->planned_count))
+        return true;
+    if (!make_room(s, seq))
+        return false;
+    grow(s, seq, 1);
+    return true;
+}
+
 /* A prompt under way, found by the walk over all: so nobody walks again to find the first one, and
  * what is left of them. Who is met here keeps his blocks: victims are those still to come. */
 static void note_prompt(struct scheduler *s, int32_t seq)
@@ -271,12 +284,8 @@ static void plan_decode(struct scheduler *s)
         if (s->making.token_left == 0 || s->making.sample_left == 0 ||
             q->planned_count == seq_target(q) || waits_for_host(s, q))
             continue;
-        if (kvcache_has_place(s->kv, &q->table, q->planned_count)) {
+        if (find_place(s, i))
             add_row(s, i, 1);
-        } else if (make_room(s, i)) {
-            grow(s, i, 1);
-            add_row(s, i, 1);
-        }
         if (q->state != SEQ_RUNNING) /* it was the last one, and gave up its own blocks */
             return;
     }
