@@ -209,9 +209,9 @@ __device__ static struct tile_cut cut_of_row(const struct tile_cut &cut, int32_t
                                              const struct attention_work &work)
 {
     struct tile_cut own = cut;
-    int32_t first = key.window > 0 ? max(row.position - key.window + 1, 0) : 0;
-    int32_t final = row.position + row.token_count - 1;
-    int32_t partials = final / work.partial_tokens - first / work.partial_tokens + 1;
+    int32_t last_tile = (row.token_count * key.group - 1) / NARROW_ROWS;
+    int32_t partials =
+        range_of(row, last_tile, key, work).partial_end - range_of(row, 0, key, work).partial;
     if (index < cut.fine_rows && partials <= FINE_PARTIALS) {
         own.partials = 1;
         own.most = cut.partial_tiles * 5 / 4 + 1;
