@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(W *WARP, 1)
     int32_t count = call.work.plan->wide_count, item_count = count * call.args.kv_head_count;
     while (count > 0) {
         if (threadIdx.x == 0)
-            shared.next = atomicAdd(&call.work.ticket[0], 1);
+            shared.next = atomicAdd(&call.work.ticket[TICKET_WIDE], 1);
         __syncthreads();
         int32_t i = shared.next;
         __syncthreads();
@@ -39,10 +39,8 @@ __global__ void __launch_bounds__(W *WARP, 1)
         wide_item<C, W>(shared, call, call.work.wide[i % count], i / count);
     }
     __syncthreads();
-    if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
-        call.work.ticket[0] = 0; /* for the next launch */
-        call.work.ticket[2] = 0;
-    }
+    if (threadIdx.x == 0)
+        end_tickets(call.work, TICKET_WIDE);
 }
 
 /* ---- plain ---- */

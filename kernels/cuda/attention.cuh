@@ -72,6 +72,9 @@ struct attention_key {
     bool taken;        /* narrow items, by whom is free; else each block has its own */
 };
 
+/* What blocks take off the list, by turns: two counts each. */
+enum ticket_kind { TICKET_WIDE, TICKET_NARROW, TICKET_KINDS };
+
 /* As kernels see it. */
 struct attention_work {
     struct attention_plan *plan;
@@ -79,8 +82,8 @@ struct attention_work {
     struct attention_item *narrow; /* likewise, the largest first */
     struct attention_item *merge;  /* [rows, NARROW_TILES_MAX] */
     float *partial;                /* [slot_max, K, NARROW_ROWS (C + 2)] see narrow_put */
-    int32_t *ticket;               /* [0] wide items that were taken, [1] narrow ones,
-                                    * [2], [3] blocks that are done with them */
+    int32_t *ticket;               /* [TICKET_KINDS] items that were taken, and as many of
+                                    * blocks that are done with them; 0 between launches */
     int32_t slot_max;              /* of `partial`, / K */
     int32_t partial_tokens;
     int32_t heads, blocks; /* K, and how many blocks share the narrow items */
@@ -93,6 +96,16 @@ struct attention_work {
 struct attention_kinds {
     bool wide, narrow;
 };
+
+/* One thread of each block that takes, when there was no more for it: the last one leaves the
+ * counts as the next launch is to find them. */
+__device__ static inline void end_tickets(const struct attention_work &work, enum ticket_kind kind)
+{
+    if (atomicAdd(&work.ticket[TICKET_KINDS + kind], 1) == (int32_t)gridDim.x - 1) {
+        work.ticket[kind] = 0;
+        work.ticket[TICKET_KINDS + kind] = 0;
+    }
+}
 
 __device__ static inline float exp2_fast(float value)
 {

@@ -214,7 +214,7 @@ __device__ static inline void prompt_copy_keys(prompt_shared<C> &shared,
         if (work.kv_head < 0)
             return;
         if (lane == 0)
-            ticket = atomicAdd(&call.work.ticket[0], 1);
+            ticket = atomicAdd(&call.work.ticket[TICKET_WIDE], 1);
         copy_item<C, false>(shared, maps,
                             tile_of(call, work.item, work.kv_head, prompt_item_rows(C)),
                             boxes_of(call, work.item.sequence), ring);

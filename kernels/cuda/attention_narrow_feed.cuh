@@ -54,7 +54,7 @@ __device__ static inline void ask_next(const struct attention_call &call, struct
     next.known = narrow_next::ASKED;
     next.index = (int32_t)gridDim.x;
     if (next.count > (int32_t)gridDim.x && threadIdx.x % WARP == 0)
-        next.index += atomicAdd(&call.work.ticket[1], 1);
+        next.index += atomicAdd(&call.work.ticket[TICKET_NARROW], 1);
 }
 
 /* One step further. */
@@ -78,19 +78,6 @@ __device__ static inline void know_next(narrow_shared<C> &shared, const struct a
             next.window = window_of(call, next.tile, page_shift);
         }
         next.known = narrow_next::THERE;
-    }
-}
-
-/* The last block that finds no more makes the counts ready for the next launch. */
-__device__ static inline void end_turns(const struct attention_call &call,
-                                        const struct narrow_next &next)
-{
-    int32_t grid = (int32_t)gridDim.x;
-    if (next.count <= grid || threadIdx.x % WARP != 0)
-        return;
-    if (atomicAdd(&call.work.ticket[3], 1) == grid - 1) {
-        call.work.ticket[1] = 0;
-        call.work.ticket[3] = 0;
     }
 }
 
@@ -220,7 +207,8 @@ __device__ static inline void narrow_feed(narrow_shared<C> &shared, const CUtens
         place.start(tile);
         ask_next(call, next);
     }
-    end_turns(call, next);
+    if (next.count > (int32_t)gridDim.x && threadIdx.x % WARP == 0)
+        end_tickets(call.work, TICKET_NARROW);
 }
 
 /* ---- items ---- */

@@ -432,7 +432,7 @@ size_t cuda_attention_bytes(const struct device *device, const struct kv_shape *
 {
     struct attention_sizes sizes = sizes_of(device, shape);
     size_t items = sizes.wide + sizes.narrow + sizes.merge;
-    return sizes.slots * sizes.slot_bytes + 4 * sizeof(int32_t) +
+    return sizes.slots * sizes.slot_bytes + 2 * TICKET_KINDS * sizeof(int32_t) +
            ATTENTION_KINDS *
                (items * sizeof(struct attention_item) + sizeof(struct attention_plan));
 }
@@ -445,7 +445,7 @@ bool cuda_attention_open(struct device *device, const struct kv_shape *shape)
     state->captured = {0, INT32_MAX};
     state->slot_max = (int32_t)sizes.slots;
     state->partial = (float *)cuda_alloc(device, sizes.slots * sizes.slot_bytes);
-    state->ticket = (int32_t *)cuda_alloc(device, 4 * sizeof(int32_t));
+    state->ticket = (int32_t *)cuda_alloc(device, 2 * TICKET_KINDS * sizeof(int32_t));
     bool good = state->partial != NULL && state->ticket != NULL;
     good = good && empty_slots(device, sizes.slots * sizes.slot_bytes);
     for (int32_t i = 0; i < ATTENTION_KINDS; i++) {

@@ -512,10 +512,8 @@ __device__ static inline void prompt_multiply(prompt_shared<C> &shared,
 template <int C> __device__ static inline void prompt_shut(const struct attention_call &call)
 {
     asm volatile("bar.sync 3, %0;" ::"n"((int)prompt_shape<C>::WORKERS) : "memory");
-    if (threadIdx.x == 0 && atomicAdd(&call.work.ticket[2], 1) == (int32_t)gridDim.x - 1) {
-        call.work.ticket[0] = 0;
-        call.work.ticket[2] = 0;
-    }
+    if (threadIdx.x == 0)
+        end_tickets(call.work, TICKET_WIDE);
 }
 
 #endif
