@@ -152,8 +152,8 @@ static bool map_pages(struct device *device, CUtensorMap *map, const struct atte
                                        : shape::ROW_BYTES == 64 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                                 : CU_TENSOR_MAP_SWIZZLE_32B;
     CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, first, sizes, strides, box,
-                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                             steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, bulk_promotion,
+                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return cuda_check(device, result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue,
                       __func__);
 }

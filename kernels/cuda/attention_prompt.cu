@@ -55,7 +55,7 @@ static bool map_pages(struct device *device, CUtensorMap *map, const struct atte
     const cuuint32_t box[] = {64, 1, (cuuint32_t)rows, 1, 1}, steps[] = {1, 1, 1, 1, 1};
     CUresult result = encode(map, CU_TENSOR_MAP_DATA_TYPE_FLOAT16, 5, layer.key, sizes, strides,
                              box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                             bulk_promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return cuda_check(device, result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue,
                       __func__);
 }

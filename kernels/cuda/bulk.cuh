@@ -11,6 +11,10 @@
 
 #include <cuda.h>
 
+/* What a tensor map lets the cache ask the memory for at once. With 256 bytes an H200 reads weights
+ * at 4.2 TB/s, with 128 at 4.5, which is near what plain loads get. */
+static const CUtensorMapL2promotion bulk_promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_128B;
+
 __device__ static inline uint32_t shared_address(const void *pointer)
 {
     return (uint32_t)__cvta_generic_to_shared(pointer);

@@ -221,7 +221,7 @@ static inline bool map_box(struct device *device, CUtensorMap *map, const void *
         encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, (void *)data, sizes, strides, box, steps,
                CU_TENSOR_MAP_INTERLEAVE_NONE,
                box_columns == 32 ? CU_TENSOR_MAP_SWIZZLE_64B : CU_TENSOR_MAP_SWIZZLE_128B,
-               CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+               bulk_promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return cuda_check(device, result == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue,
                       __func__);
 }
