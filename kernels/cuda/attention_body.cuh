@@ -130,19 +130,31 @@ __device__ static inline float capped(float score, const struct attention_args &
     return score;
 }
 
-/* A row's running softmax within a partial. */
+/* A row's running softmax within a partial. Weights are relative to the maximum of the first tile
+ * that the row saw something of, and to a later tile's from where that is more than RAISE above it:
+ * so values seldom have to shrink, and weights are at most 2^RAISE, far below the end of f16. */
 struct running {
-    float maximum; /* in units of the exponent of 2 */
+    float maximum; /* what they are relative to, in units of the exponent of 2 */
     float factor;  /* of what is before the tile */
-    float base;    /* `maximum`, or 0 where there is none yet */
+    float base;    /* `maximum`, or UNSEEN where there is none yet */
 };
+
+/* Relative to UNSEEN whatever is seen has an infinite weight, and what is not seen none. */
+static constexpr float RAISE = 8.0f, UNSEEN = -0x1p100f;
+
+/* Whether a tile has a score so far above. */
+__device__ static inline bool raises(const struct running &state, float tile_maximum, float scale)
+{
+    return __fmul_rn(tile_maximum, scale) > __fadd_rn(state.maximum, RAISE);
+}
 
 __device__ static inline void advance(struct running &state, float tile_maximum, float scale)
 {
-    float maximum = fmaxf(state.maximum, __fmul_rn(tile_maximum, scale));
-    state.base = finite(maximum);
-    state.factor = exp2_fast(state.maximum - state.base);
-    state.maximum = maximum;
+    float before = state.maximum;
+    if (raises(state, tile_maximum, scale))
+        state.maximum = __fmul_rn(tile_maximum, scale);
+    state.base = state.maximum == -CUDART_INF_F ? UNSEEN : state.maximum;
+    state.factor = exp2_fast(before - state.base);
 }
 
 /* ---- of narrow items: a warp has 16 positions of a tile, a thread rows g and g + 8 ---- */

@@ -24,6 +24,7 @@ template <int C> struct prompt_state {
     struct row_total before[2];
     bool folded; /* `total` holds something */
     bool begun;  /* `value` does */
+    bool fresh;  /* no tile of the partial was weighed yet */
 };
 
 /* Positions that the rows of a warpgroup see. */
@@ -122,8 +123,8 @@ __device__ static inline void prompt_mask(prompt_state<C> &state, const struct p
         }
 }
 
-/* The maxima go on. */
-template <int C> __device__ static inline void prompt_maxima(prompt_state<C> &state, float scale)
+/* Maxima of the scores, and what follows for the rows; true: one of the warp's is raised. */
+template <int C> __device__ static inline bool prompt_maxima(prompt_state<C> &state, float scale)
 {
     float most[2];
 #pragma unroll
@@ -137,20 +138,24 @@ template <int C> __device__ static inline void prompt_maxima(prompt_state<C> &st
         most[i] = fmaxf(fmaxf(part[0], part[1]), fmaxf(part[2], part[3]));
     }
     static_assert(PROMPT_PARTS == 4, "all parts");
+    bool raised = false;
 #pragma unroll
-    for (int32_t lane = 1; lane <= 2; lane *= 2)
-#pragma unroll
-        for (int32_t i = 0; i < 2; i++)
-            most[i] = fmaxf(most[i], __shfl_xor_sync(0xffffffffu, most[i], lane));
-#pragma unroll
-    for (int32_t i = 0; i < 2; i++)
+    for (int32_t i = 0; i < 2; i++) {
+        most[i] = quad_max(most[i]);
+        raised |= raises(state.row[i], most[i], scale);
         advance(state.row[i], most[i], scale);
+    }
+    return __any_sync(0xffffffffu, raised);
 }
 
-/* Scores become weights, packed as operands; sums go on, and the values shrink to the new maxima:
- * times 1 changes nothing. */
-template <int C> __device__ static inline void prompt_weigh(prompt_state<C> &state, float scale)
+/* Scores become weights, packed as operands, and `sum` is theirs. False: a row may have to be
+ * raised. That asks for no maximum, which takes longer beside a busy tensor core than all sums. */
+template <int C>
+__device__ static inline bool prompt_weights(prompt_state<C> &state, float (&sum)[2][PROMPT_PARTS],
+                                             float scale)
 {
+    const float near = 0x1p7f; /* 2^RAISE, and room for what roundings take */
+    static_assert(RAISE > 7.0f, "a weight that should not be is above it");
 #pragma unroll
     for (int32_t k = 0; k < PROMPT_PARTS; k++)
 #pragma unroll
@@ -160,11 +165,43 @@ template <int C> __device__ static inline void prompt_weigh(prompt_state<C> &sta
             for (int32_t j = 0; j < 4; j++)
                 p[j] =
                     weight_of(state.score[2 * k + j / 2][2 * i + j % 2], scale, state.row[i].base);
-            float sum = __fadd_rn(__fadd_rn(__fadd_rn(p[0], p[1]), p[2]), p[3]);
-            state.sum[i][k] = __fmaf_rn(state.sum[i][k], state.row[i].factor, sum);
+            sum[i][k] = __fadd_rn(__fadd_rn(__fadd_rn(p[0], p[1]), p[2]), p[3]);
             state.weight[k][i] = pack_half(p[0], p[1]);
             state.weight[k][i + 2] = pack_half(p[2], p[3]);
         }
+    float all[2];
+#pragma unroll
+    for (int32_t i = 0; i < 2; i++)
+        all[i] = (sum[i][0] + sum[i][1]) + (sum[i][2] + sum[i][3]);
+    return __all_sync(0xffffffffu, all[0] < near && all[1] < near);
+}
+
+/* The same, raised where that has to be, and the sums go on; true: values have to shrink. */
+template <int C> __device__ static inline bool prompt_weigh(prompt_state<C> &state, float scale)
+{
+    float sum[2][PROMPT_PARTS];
+    bool looked = state.fresh, raised = false;
+    state.fresh = false;
+    state.row[0].factor = state.row[1].factor = 1.0f;
+    if (looked)
+        raised = prompt_maxima<C>(state, scale);
+    while (!prompt_weights<C>(state, sum, scale) && !looked) {
+        looked = true;
+        raised = prompt_maxima<C>(state, scale);
+        if (!raised)
+            break;
+    }
+#pragma unroll
+    for (int32_t k = 0; k < PROMPT_PARTS; k++)
+#pragma unroll
+        for (int32_t i = 0; i < 2; i++)
+            state.sum[i][k] = __fmaf_rn(state.sum[i][k], state.row[i].factor, sum[i][k]);
+    return raised;
+}
+
+/* Values of the tiles before shrink to a raised maximum. */
+template <int C> __device__ static inline void prompt_shrink(prompt_state<C> &state)
+{
 #pragma unroll
     for (int32_t n = 0; n < C / 8; n++)
 #pragma unroll
@@ -180,6 +217,7 @@ template <int C> __device__ static inline void prompt_clear(prompt_state<C> &sta
         for (int32_t k = 0; k < PROMPT_PARTS; k++)
             state.sum[i][k] = 0.0f;
     }
+    state.fresh = true;
 }
 
 /* Ends a partial but for its values, which are folded with `factor`; the next one begins. */
@@ -260,7 +298,7 @@ __device__ static inline void prompt_pass(prompt_shared<C> &shared, stage_ring<C
     }
 }
 
-/* Scores of the tile at `position` are there: cap, mask and maxima. */
+/* Scores of the tile at `position` are there: cap and mask. */
 template <int C, bool CAPPED>
 __device__ static inline void prompt_look(prompt_state<C> &state, const struct attention_call &call,
                                           const struct prompt_view &view, int32_t position)
@@ -270,7 +308,6 @@ __device__ static inline void prompt_look(prompt_state<C> &state, const struct a
         prompt_cap<C>(state, call.args);
     if (__builtin_expect(edge, 0))
         prompt_mask<C>(state, view, position + threadIdx.x % 4 * 2);
-    prompt_maxima<C>(state, call.scale);
 }
 
 /* Scores of the tile at `ring` are there: they become weights. What the next products need is
@@ -288,7 +325,8 @@ __device__ static inline void prompt_softmax(prompt_state<C> &state, prompt_shar
     barrier_wait(shared_address(&shared.value_full[ring.stage]), ring.parity);
     if (!last)
         barrier_wait(shared_address(&shared.key_full[next.stage]), next.parity);
-    prompt_weigh<C>(state, call.scale);
+    if (prompt_weigh<C>(state, call.scale))
+        prompt_shrink<C>(state);
 }
 
 /* Goes through `count` tiles from `position` on; the values of the last one are running then. The
