@@ -188,42 +188,24 @@ __device__ static inline void store_cached(__half *target, const float (&value)[
     *(uint4 *)target = *(const uint4 *)bits;
 }
 
-/* What the step and the model say is read before the kernel before this one has ended. */
-template <int C>
-__global__ void __launch_bounds__(WARPS *WARP)
-    chunk_kernel(bf16 *qkv, int64_t stride, struct rope_store_args args, struct kv_layer layer,
-                 struct step_view step)
-{
-    using lanes = head_lanes<C>;
-    int32_t lane = threadIdx.x % WARP, chunk = lane % lanes::COUNT, t = blockIdx.x;
-    int32_t h = (blockIdx.y * WARPS + threadIdx.x / WARP) * lanes::HEADS + lane / lanes::COUNT;
-    kernel_yield();
-    if (t >= step.counts->token_count) {
-        kernel_wait();
-        return;
-    }
-    int32_t position = step.position[t];
-    bool is_there = h < args.head_count + 2 * args.kv_head_count, is_query = h < args.head_count;
-    bool is_key = !is_query && h < args.head_count + args.kv_head_count;
-    const float *norm = is_query ? args.q_norm : is_key ? args.k_norm : NULL;
-    float weight[CHUNK] = {}, value[CHUNK] = {};
-    struct chunk_angles angles = {};
-    __half *target = NULL;
-    if (norm != NULL)
-        load_chunk(weight, norm + chunk * CHUNK);
-    if (is_query || is_key)
-        angles = load_angles<C>(args, chunk, position);
-    if (is_there && !is_query) {
-        int32_t kv_head = h - args.head_count - (is_key ? 0 : args.kv_head_count);
-        target = layer.key + (is_key ? 0 : layer.value_offset) +
-                 kv_offset(layer, step.slot[t], position) + (int64_t)kv_head * C + chunk * CHUNK;
-    }
-    bf16 *source = qkv + t * stride + (int64_t)h * C + chunk * CHUNK;
-    kernel_wait();
+/* Which of the token's heads one is. */
+enum head_kind { HEAD_QUERY, HEAD_KEY, HEAD_VALUE };
 
-    if (is_there)
-        load_chunk(value, source);
-    if (args.q_norm != NULL || args.k_norm != NULL) { /* all lanes meet in it */
+__device__ static inline enum head_kind kind_of(const struct rope_store_args &args, int32_t h)
+{
+    if (h < args.head_count)
+        return HEAD_QUERY;
+    return h < args.head_count + args.kv_head_count ? HEAD_KEY : HEAD_VALUE;
+}
+
+/* Norm and rotation of a thread's chunk of a head. All lanes meet in it. */
+template <int C>
+__device__ static inline void
+turn_chunk(float (&value)[CHUNK], const float (&weight)[CHUNK], const struct rope_store_args &args,
+           const struct chunk_angles &angles, enum head_kind kind, int32_t chunk)
+{
+    if (args.q_norm != NULL || args.k_norm != NULL) {
+        bool has = kind != HEAD_VALUE && (kind == HEAD_QUERY ? args.q_norm : args.k_norm) != NULL;
         float normed[CHUNK];
 #pragma unroll
         for (int32_t i = 0; i < CHUNK; i++)
@@ -231,14 +213,113 @@ __global__ void __launch_bounds__(WARPS *WARP)
         norm_chunk<C>(normed, weight, args.norm_eps);
 #pragma unroll
         for (int32_t i = 0; i < CHUNK; i++)
-            value[i] = norm != NULL ? normed[i] : value[i];
+            value[i] = has ? normed[i] : value[i];
     }
-    rotate_chunk<C>(value, is_query || is_key ? angles : chunk_angles{{}, -1, false}, args.pairing,
+    rotate_chunk<C>(value, kind == HEAD_VALUE ? chunk_angles{{}, -1, false} : angles, args.pairing,
                     chunk);
-    if (is_there && is_query)
-        store_chunk(source, value);
-    else if (is_there)
-        store_cached(target, value);
+}
+
+/* A chunk's norm weights, for heads h, h + those of a round, ... */
+template <int C, int ROUNDS>
+__device__ static inline void load_weights(float (&weight)[ROUNDS][CHUNK],
+                                           const struct rope_store_args &args, int32_t h,
+                                           int32_t chunk)
+{
+#pragma unroll
+    for (int32_t r = 0; r < ROUNDS; r++, h += WARPS * head_lanes<C>::HEADS) {
+        enum head_kind kind = kind_of(args, h);
+        const float *norm = kind == HEAD_QUERY ? args.q_norm : args.k_norm;
+        if (norm != NULL && kind != HEAD_VALUE)
+            load_chunk(weight[r], norm + chunk * CHUNK);
+    }
+}
+
+/* A thread's chunk of head `h`: a query goes back, a key or a value to the cache. */
+template <int C>
+__device__ static inline void
+put_chunk(const float (&value)[CHUNK], const struct rope_store_args &args,
+          const struct kv_layer &layer, bf16 *source, __half *cached, int32_t h)
+{
+    int32_t kv_head = h - args.head_count;
+    if (kv_head < 0)
+        store_chunk(source + (int64_t)h * C, value);
+    else if (kv_head < args.kv_head_count)
+        store_cached(cached + (int64_t)kv_head * C, value);
+    else
+        store_cached(cached + layer.value_offset + (int64_t)(kv_head - args.kv_head_count) * C,
+                     value);
+}
+
+/* A thread has the same chunk of ROUNDS heads of a token at once, and then of others, where the
+ * grid has not blocks for all: they share its angles, which are more bytes than a head has, and
+ * where the token is. What the step and the model say is read before the kernel before this one has
+ * ended. */
+template <int C, int ROUNDS>
+__global__ void __launch_bounds__(WARPS *WARP)
+    chunk_kernel(bf16 *qkv, int64_t stride, struct rope_store_args args, struct kv_layer layer,
+                 struct step_view step)
+{
+    using lanes = head_lanes<C>;
+    constexpr int32_t HEADS = WARPS * lanes::HEADS; /* of a round */
+    int32_t lane = threadIdx.x % WARP, chunk = lane % lanes::COUNT, t = blockIdx.x;
+    int32_t own = threadIdx.x / WARP * lanes::HEADS + lane / lanes::COUNT; /* of a round's heads */
+    int32_t heads = args.head_count + 2 * args.kv_head_count;
+    kernel_yield();
+    if (t >= step.counts->token_count) {
+        kernel_wait();
+        return;
+    }
+    int32_t position = step.position[t], first = blockIdx.y * ROUNDS * HEADS;
+    bool once = (int32_t)gridDim.y * ROUNDS * HEADS >= heads;
+    struct chunk_angles angles = {};
+    __half *cached = NULL;
+    if (first < args.head_count + args.kv_head_count) /* not all are values */
+        angles = load_angles<C>(args, chunk, position);
+    if (!once || first + ROUNDS * HEADS > args.head_count) /* not all are queries */
+        cached = layer.key + kv_offset(layer, step.slot[t], position) + chunk * CHUNK;
+    bf16 *source = qkv + t * stride + chunk * CHUNK;
+    float weight[ROUNDS][CHUNK] = {};
+    load_weights<C, ROUNDS>(weight, args, first + own, chunk);
+    kernel_wait();
+
+    for (;;) {
+        float value[ROUNDS][CHUNK] = {};
+#pragma unroll
+        for (int32_t r = 0; r < ROUNDS; r++)
+            if (first + own + r * HEADS < heads)
+                load_chunk(value[r], source + (int64_t)(first + own + r * HEADS) * C);
+#pragma unroll
+        for (int32_t r = 0; r < ROUNDS; r++) {
+            int32_t h = first + own + r * HEADS;
+            turn_chunk<C>(value[r], weight[r], args, angles, kind_of(args, h), chunk);
+            if (h < heads)
+                put_chunk<C>(value[r], args, layer, source, cached, h);
+        }
+        first += gridDim.y * ROUNDS * HEADS;
+        if (first >= heads)
+            return;
+        load_weights<C, ROUNDS>(weight, args, first + own, chunk);
+    }
+}
+
+/* Two heads at once where one a thread would be more blocks than begin at once; and where that is
+ * so of two as well, fewer blocks, which go on. */
+template <int C>
+static void chunk_launch(struct device *device, struct activation qkv,
+                         const struct rope_store_args *args, int32_t T)
+{
+    constexpr int32_t HEADS = WARPS * head_lanes<C>::HEADS;
+    int32_t rounds = ceil_div(args->head_count + 2 * args->kv_head_count, HEADS);
+    bool two = (int64_t)T * rounds > 4 * device->core_count;
+    int32_t columns = rounds;
+    if (two) {
+        int32_t pairs = ceil_div(rounds, 2), wanted = ceil_div(6 * device->core_count, T);
+        columns = wanted < pairs ? wanted : pairs;
+    }
+    auto kernel = two ? chunk_kernel<C, 2> : chunk_kernel<C, 1>;
+    struct launch_shape shape = {dim3(T, columns), dim3(WARPS * WARP), 0};
+    launch(device, __func__, kernel, shape, (bf16 *)qkv.data, qkv.stride, *args,
+           cuda_kv_layer(device, args->layer), device->step);
 }
 
 /* Whether columns that meet in a rotation lie in whole chunks. */
@@ -255,14 +336,22 @@ void cuda_rope_store(struct device *device, struct activation qkv,
     assert(args->rotary % 2 == 0);
     if (T == 0)
         return;
-    int32_t heads = args->head_count + 2 * args->kv_head_count, width = args->head_width;
-    bool chunks = fits_chunks(qkv, args) && (width == 64 || width == 128 || width == 256);
-    auto kernel = !chunks        ? any_kernel
-                  : width == 64  ? chunk_kernel<64>
-                  : width == 128 ? chunk_kernel<128>
-                                 : chunk_kernel<256>;
-    int32_t block_heads = chunks ? WARPS * WARP * CHUNK / width : (int32_t)WARPS;
-    struct launch_shape shape = {dim3(T, ceil_div(heads, block_heads)), dim3(WARPS * WARP), 0};
-    launch(device, __func__, kernel, shape, (bf16 *)qkv.data, qkv.stride, *args,
+    if (fits_chunks(qkv, args)) {
+        switch (args->head_width) {
+        case 64:
+            chunk_launch<64>(device, qkv, args, T);
+            return;
+        case 128:
+            chunk_launch<128>(device, qkv, args, T);
+            return;
+        case 256:
+            chunk_launch<256>(device, qkv, args, T);
+            return;
+        }
+    }
+    struct launch_shape shape = {
+        dim3(T, ceil_div(args->head_count + 2 * args->kv_head_count, WARPS)), dim3(WARPS * WARP),
+        0};
+    launch(device, __func__, any_kernel, shape, (bf16 *)qkv.data, qkv.stride, *args,
            cuda_kv_layer(device, args->layer), device->step);
 }
