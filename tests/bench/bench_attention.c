@@ -26,16 +26,16 @@ enum {
 struct attention_case {
     const char *name;
     int32_t decodes, context, prompts, prompt;
-    int32_t layers, calls; /* `calls` of a step with many, a multiple of layers */
+    int32_t layers, calls; /* `calls`: of a step with many, a multiple of layers */
 };
 
 static const struct attention_case attention_case[] = {
-    {"decode_1_at_32768", 1, 32768, 0, 0, 4, 64},
-    {"decode_4_at_4096", 4, 4096, 0, 0, 4, 64}, /* 67 MB */
-    {"decode_64_at_256", 64, 256, 0, 0, 4, 64},
-    {"decode_256_at_256", 256, 256, 0, 0, 4, 64},
-    {"decode_64_at_512", 64, 512, 0, 0, 4, 64},
-    {"decode_64_at_1024", 64, 1024, 0, 0, 4, 64}, /* 268 MB */
+    {"decode_1_at_32768", 1, 32768, 0, 0, 4, 256},
+    {"decode_4_at_4096", 4, 4096, 0, 0, 4, 256}, /* 67 MB */
+    {"decode_64_at_256", 64, 256, 0, 0, 4, 256},
+    {"decode_256_at_256", 256, 256, 0, 0, 4, 256},
+    {"decode_64_at_512", 64, 512, 0, 0, 4, 256},
+    {"decode_64_at_1024", 64, 1024, 0, 0, 4, 256}, /* 268 MB */
     {"decode_256_at_2048", 256, 2048, 0, 0, 2, 16},
     {"decode_512_at_1500", 512, 1500, 0, 0, 2, 16},
     {"prompt_2048", 0, 0, 1, 2048, 2, 32},
