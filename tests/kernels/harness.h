@@ -61,6 +61,22 @@ static inline float *random_floats(uint64_t *state, int64_t count, float scale)
     return value;
 }
 
+/* Cosines and sines of positions, as rope_store takes them, and a float more. */
+static inline float *make_rope_table(int32_t rotary, int32_t length)
+{
+    float *table = malloc((size_t)length * (size_t)(rotary + 1) * sizeof(*table));
+
+    assert(table != NULL);
+    for (int32_t p = 0; p < length; p++) {
+        for (int32_t i = 0; i < rotary / 2; i++) {
+            double angle = p * pow(10000.0, -2.0 * i / rotary);
+            table[((int64_t)p * (rotary / 2) + i) * 2] = (float)cos(angle);
+            table[((int64_t)p * (rotary / 2) + i) * 2 + 1] = (float)sin(angle);
+        }
+    }
+    return table;
+}
+
 /* ---- devices ---- */
 
 static inline struct device *open_device(const struct device_options *options)

@@ -77,21 +77,6 @@ struct world {
     int32_t seq_of[SLOTS];
 };
 
-static float *make_rope_table(int32_t rotary, int32_t length)
-{
-    float *table = malloc((size_t)length * (size_t)(rotary + 1) * sizeof(*table));
-
-    assert(table != NULL);
-    for (int32_t p = 0; p < length; p++) {
-        for (int32_t i = 0; i < rotary / 2; i++) {
-            double angle = p * pow(10000.0, -2.0 * i / rotary);
-            table[((int64_t)p * (rotary / 2) + i) * 2] = (float)cos(angle);
-            table[((int64_t)p * (rotary / 2) + i) * 2 + 1] = (float)sin(angle);
-        }
-    }
-    return table;
-}
-
 /* Opens the cache, which takes what was said. */
 static void open_cache(struct device *device, const struct kv_shape *kv)
 {

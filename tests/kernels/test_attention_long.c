@@ -1,6 +1,6 @@
 /* Attention over contexts of several partials: the output of a position must have the same bits
  * in a whole prompt, in chunks of any size, in decode and beside others; and be near the
- * reference. What rope_store puts in the cache is the same in all of them. */
+ * reference. What rope_store gives and puts in the cache is the same in all of them. */
 #include "tests/kernels/harness.h"
 
 /* A crowd is large enough for a GPU of 100 to 150 multiprocessors to cut contexts coarsely, and
@@ -14,17 +14,26 @@ enum {
     SEQ_BLOCKS = (LENGTH + 15) / 16,
 };
 
+/* `loud`: keys grow within every 512 positions, so that a later one may outweigh all before it. */
 struct long_shape {
     int32_t H, K, C, window;
     float softcap;
-    bool sinks;
+    bool sinks, loud, normed;
+    int32_t rotary;
+    enum rope_pairing pairing;
 };
 
 static const struct long_shape shape_case[] = {
-    {4, 2, 64, 0, 0, true},     {6, 6, 80, 0, 0, false},    {4, 2, 96, 700, 20.0f, false},
-    {8, 2, 128, 0, 0, false},   {7, 1, 128, 600, 0, true},  {2, 1, 192, 0, 0, false},
-    {4, 1, 256, 0, 0, false},   {4, 1, 256, 530, 0, false}, {40, 1, 64, 0, 0, false},
-    {2, 1, 48, 0, 5.0f, false},
+    {4, 2, 64, 0, 0, true, true, false, 0, ROPE_HALVES},
+    {6, 6, 80, 0, 0, false, false, true, 32, ROPE_HALVES},
+    {4, 2, 96, 700, 20.0f, false, true, false, 0, ROPE_HALVES},
+    {8, 2, 128, 0, 0, false, false, false, 128, ROPE_INTERLEAVED},
+    {7, 1, 128, 600, 0, true, true, false, 0, ROPE_HALVES},
+    {2, 1, 192, 0, 0, false, true, false, 0, ROPE_HALVES},
+    {4, 1, 256, 0, 0, false, true, false, 0, ROPE_HALVES},
+    {6, 3, 256, 530, 0, false, false, true, 128, ROPE_HALVES},
+    {40, 1, 64, 0, 0, false, false, false, 0, ROPE_HALVES},
+    {2, 1, 48, 0, 5.0f, false, false, false, 0, ROPE_HALVES},
 };
 enum { SHAPES = sizeof(shape_case) / sizeof(*shape_case) };
 
@@ -35,7 +44,7 @@ struct world {
     struct rope_store_args store;
     struct attention_args attention;
     struct activation qkv, out;
-    float *input, *sink;
+    float *input, *sink, *norm, *rope;
     int32_t width, q_width;
     int32_t done[CROWD + 1];
     struct step step;
@@ -44,13 +53,45 @@ struct world {
     int32_t token[LENGTH + 2];
 };
 
+/* What positions put in: all alike, but that keys may grow, from once to 4.5 times. */
+static float *make_input(const struct long_shape *shape, int32_t width)
+{
+    uint64_t seed = 3;
+    float *input = random_floats(&seed, (int64_t)LENGTH * width, 1.5f);
+
+    for (int32_t p = 0; shape->loud && p < LENGTH; p++)
+        for (int32_t i = 0; i < shape->K * shape->C; i++)
+            input[(int64_t)p * width + shape->H * shape->C + i] *=
+                1.0f + 0.5f * (float)(p / 64 % 8);
+    return input;
+}
+
+static void open_store(struct world *w)
+{
+    const struct long_shape *shape = w->shape;
+
+    w->store = (struct rope_store_args){
+        .head_count = shape->H,
+        .kv_head_count = shape->K,
+        .head_width = shape->C,
+        .norm_eps = 1e-6f,
+        .rotary = shape->rotary,
+        .pairing = shape->pairing,
+        .rope = upload_floats(w->device, w->rope, (int64_t)LENGTH * shape->rotary + 1),
+    };
+    if (shape->normed) {
+        w->store.q_norm = upload_floats(w->device, w->norm, shape->C);
+        w->store.k_norm = upload_floats(w->device, w->norm + 1, shape->C);
+    }
+}
+
 static struct world *world_open(const struct long_shape *shape)
 {
     struct world *w = calloc(1, sizeof(*w));
     struct device_options options = small_options();
     int32_t group[1] = {0};
     struct kv_shape kv = {1, SLOTS * SEQ_BLOCKS, BLOCK_TOKENS, shape->K, shape->C, 1, group};
-    uint64_t seed = 3;
+    uint64_t seed = 4;
 
     assert(w != NULL);
     w->shape = shape;
@@ -62,17 +103,14 @@ static struct world *world_open(const struct long_shape *shape)
     options.change_max = (CROWD + 1) * SEQ_BLOCKS;
     w->device = open_device(&options);
     EXPECT_INT(subject.ops->kv_open(w->device, &kv), ==, 0);
-    w->input = random_floats(&seed, (int64_t)LENGTH * w->width, 1.5f);
+    w->input = make_input(shape, w->width);
+    w->norm = random_floats(&seed, shape->C + 1, 1.5f);
+    w->rope = make_rope_table(shape->rotary, LENGTH);
     w->sink = random_floats(&seed, shape->H, 2.0f);
     w->qkv = new_activation(w->device, LENGTH + 2, w->width);
     w->out = new_activation(w->device, LENGTH + 2, w->q_width);
     put_rounded(w->device, w->qkv, w->input, LENGTH, w->width);
-    w->store = (struct rope_store_args){
-        .head_count = shape->H,
-        .kv_head_count = shape->K,
-        .head_width = shape->C,
-        .rope = upload_floats(w->device, w->sink, 1),
-    };
+    open_store(w);
     w->attention = (struct attention_args){
         .head_count = shape->H,
         .kv_head_count = shape->K,
@@ -95,6 +133,8 @@ static void world_close(struct world *w)
     subject.ops->close(w->device);
     free(w->input);
     free(w->sink);
+    free(w->norm);
+    free(w->rope);
     free(w);
 }
 
@@ -219,7 +259,8 @@ static void a_position_has_the_same_bits_in_prompts_chunks_and_decode(void)
         size_t count = (size_t)LENGTH * (size_t)(shape->H * shape->C);
         float *whole = calloc(count, sizeof(float)), *other = calloc(count, sizeof(float));
 
-        run_way(shape, 0, whole, true);
+        /* what is stored as it came in; test_attention has what is normed and rotated first */
+        run_way(shape, 0, whole, shape->rotary == 0);
         for (int32_t way = 1; way < WAYS; way++) {
             size_t same = 0;
             run_way(shape, way, other, false);
