@@ -7,11 +7,12 @@
  * - keys and values go by in tiles of KV_TILE positions counted from position 0, ascending;
  * - a score is one chain of mma.sync m16n8k16 over C, f16 in and f32 out, P is rounded to f16,
  *   an output is one chain over positions;
- * - the running softmax starts anew at each multiple of `partial` positions, and what the
- *   partials give (maximum, sum, values) is folded in their order by partial_fold;
+ * - the running softmax starts anew at each multiple of `partial` positions, its weights are
+ *   relative to what `advance` says, and what the partials give (that, sum, values) is folded in
+ *   their order by partial_fold;
  * - the sum of a row's weights is kept in sixteen parts: (position / 16 % 4, position / 2 % 4).
- * A row that sees nothing of a tile or of a partial keeps its bits: it is multiplied by 1, and 0
- * is added.
+ * A row that sees nothing of a tile or of a partial keeps its bits: it is multiplied by 1 (zeros by
+ * whatever it is), and 0 is added.
  */
 #ifndef KERNELS_CUDA_ATTENTION_CUH
 #define KERNELS_CUDA_ATTENTION_CUH
@@ -161,10 +162,10 @@ template <int C> struct tile_layout {
     }
 };
 
-/* exp2 of what a score has above the maximum; both in units of the scale. `maximum` finite. */
-__device__ static inline float weight_of(float score, float scale, float maximum)
+/* exp2 of what a score has above a row's base, which is in units of the exponent, and finite. */
+__device__ static inline float weight_of(float score, float scale, float base)
 {
-    return exp2_fast(__fmaf_rn(score, scale, -maximum));
+    return exp2_fast(__fmaf_rn(score, scale, -base));
 }
 
 /* A maximum that can be subtracted. */

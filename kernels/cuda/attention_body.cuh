@@ -132,9 +132,11 @@ __device__ static inline float capped(float score, const struct attention_args &
 
 /* A row's running softmax within a partial. Weights are relative to the maximum of the first tile
  * that the row saw something of, and to a later tile's from where that is more than RAISE above it:
- * so values seldom have to shrink, and weights are at most 2^RAISE, far below the end of f16. */
+ * so values seldom have to shrink, and weights are at most 2^RAISE, far below the end of f16 (for
+ * scores below 2^27 in units of the exponent: there RAISE is no longer above a rounding). What is
+ * called a maximum here, in a total and in a slot is that base, -infinity where nothing is seen. */
 struct running {
-    float maximum; /* what they are relative to, in units of the exponent of 2 */
+    float maximum; /* in units of the exponent of 2 */
     float factor;  /* of what is before the tile */
     float base;    /* `maximum`, or UNSEEN where there is none yet */
 };

@@ -24,7 +24,6 @@ template <int C> struct prompt_state {
     struct row_total before[2];
     bool folded; /* `total` holds something */
     bool begun;  /* `value` does */
-    bool fresh;  /* no tile of the partial was weighed yet */
 };
 
 /* Positions that the rows of a warpgroup see. */
@@ -149,13 +148,15 @@ template <int C> __device__ static inline bool prompt_maxima(prompt_state<C> &st
 }
 
 /* Scores become weights, packed as operands, and `sum` is theirs. False: a row may have to be
- * raised. That asks for no maximum, which takes longer beside a busy tensor core than all sums. */
+ * raised. That asks for no maximum, which takes longer beside a busy tensor core than all sums: a
+ * score for which a row is raised has an exponent of RAISE at least, as rounding keeps the order,
+ * and a weight, and so a sum, of 2^RAISE but for what exp2 is off. */
 template <int C>
 __device__ static inline bool prompt_weights(prompt_state<C> &state, float (&sum)[2][PROMPT_PARTS],
                                              float scale)
 {
-    const float near = 0x1p7f; /* 2^RAISE, and room for what roundings take */
-    static_assert(RAISE > 7.0f, "a weight that should not be is above it");
+    const float near = 255.0f;
+    static_assert(RAISE == 8.0f, "just below 2^RAISE");
 #pragma unroll
     for (int32_t k = 0; k < PROMPT_PARTS; k++)
 #pragma unroll
@@ -176,19 +177,20 @@ __device__ static inline bool prompt_weights(prompt_state<C> &state, float (&sum
     return __all_sync(0xffffffffu, all[0] < near && all[1] < near);
 }
 
-/* The same, raised where that has to be, and the sums go on; true: values have to shrink. */
+/* Makes the weights, with maxima where they need them: in the partial's first tile before, else
+ * when they have turned out to be too large, and then once more. Sums go on. True: a row of the
+ * warp is raised, and what values it has must shrink. */
 template <int C> __device__ static inline bool prompt_weigh(prompt_state<C> &state, float scale)
 {
     float sum[2][PROMPT_PARTS];
-    bool looked = state.fresh, raised = false;
-    state.fresh = false;
+    bool looked = !state.begun, raised = false;
     state.row[0].factor = state.row[1].factor = 1.0f;
     if (looked)
         raised = prompt_maxima<C>(state, scale);
-    while (!prompt_weights<C>(state, sum, scale) && !looked) {
+    while (!prompt_weights<C>(state, sum, scale) && !looked) { /* so that its code is here once */
         looked = true;
         raised = prompt_maxima<C>(state, scale);
-        if (!raised)
+        if (!raised) /* the weights are right as they are */
             break;
     }
 #pragma unroll
@@ -196,7 +198,7 @@ template <int C> __device__ static inline bool prompt_weigh(prompt_state<C> &sta
 #pragma unroll
         for (int32_t i = 0; i < 2; i++)
             state.sum[i][k] = __fmaf_rn(state.sum[i][k], state.row[i].factor, sum[i][k]);
-    return raised;
+    return raised && state.begun;
 }
 
 /* Values of the tiles before shrink to a raised maximum. */
@@ -217,7 +219,6 @@ template <int C> __device__ static inline void prompt_clear(prompt_state<C> &sta
         for (int32_t k = 0; k < PROMPT_PARTS; k++)
             state.sum[i][k] = 0.0f;
     }
-    state.fresh = true;
 }
 
 /* Ends a partial but for its values, which are folded with `factor`; the next one begins. */

@@ -83,7 +83,7 @@ __device__ static inline void wide_mask(float (&score)[SCORE_TILES][4],
         }
 }
 
-/* Scores become weights, packed as A operands; maxima and sums go on. */
+/* Scores become weights, packed as A operands; bases and sums go on. */
 template <int C>
 __device__ static inline void wide_softmax(wide_state<C> &state, float (&score)[SCORE_TILES][4],
                                            uint32_t (&weight)[SUM_PARTS][4], float scale)

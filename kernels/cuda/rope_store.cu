@@ -1,10 +1,11 @@
 /* rope_store: q = rotate(norm(q)) in place, cache k = rotate(norm(k)), cache v = v, for every
  * token at its position. Norm and rotation are in f32; the cache is f16.
  *
- * Two ways. Where heads come in chunks a thread has CHUNK columns of one, and a warp as many heads
- * as it has threads for; columns that are rotated together meet by shuffles. Else a warp is one
- * head, which lies in shared memory between the norm and the rotation. Which way it is depends on
- * the model's shape alone, and so does the order of sums.
+ * Two ways. Where heads come in chunks a thread has CHUNK columns of one head, or the same of
+ * several, and a warp as many heads at once as it has threads for; columns that are rotated
+ * together meet by shuffles. Else a warp is one head, which lies in shared memory between the norm
+ * and the rotation. Which way it is depends on the model's shape alone, and so does the order of
+ * sums.
  */
 #include "kernels/cuda/activation.cuh"
 #include "kernels/cuda/kv.cuh"
@@ -34,6 +35,13 @@ __device__ static void norm_head(float *head, const float *weight, int32_t width
     __syncwarp();
 }
 
+/* A column of a pair: `other` is the second one, negative, of the first, and the first one of the
+ * second. Roundings are spelt out, so that all kernels have the same. */
+__device__ static inline float rotated(float own, float other, float2 angle)
+{
+    return __fmaf_rn(own, angle.x, __fmul_rn(other, angle.y)); /* cosine, sine */
+}
+
 __device__ static void rotate_head(float *head, const float *rope, int32_t rotary,
                                    enum rope_pairing pairing)
 {
@@ -43,8 +51,8 @@ __device__ static void rotate_head(float *head, const float *rope, int32_t rotar
         int32_t second = pairing == ROPE_HALVES ? i + pair_count : 2 * i + 1;
         float2 angle = *(const float2 *)(rope + 2 * i); /* cosine and sine */
         float a = head[first], b = head[second];
-        head[first] = a * angle.x - b * angle.y;
-        head[second] = b * angle.x + a * angle.y;
+        head[first] = rotated(a, -b, angle);
+        head[second] = rotated(b, a, angle);
     }
     __syncwarp();
 }
@@ -164,7 +172,7 @@ __device__ static inline void rotate_chunk(float (&value)[CHUNK], const struct c
             float own = value[i], pair = __shfl_sync(0xffffffffu, own, other);
             float2 angle = angles.angle[i];
             if (angles.other >= 0)
-                value[i] = own * angle.x + (angles.second ? pair : -pair) * angle.y;
+                value[i] = rotated(own, angles.second ? pair : -pair, angle);
         }
         return;
     }
@@ -173,9 +181,8 @@ __device__ static inline void rotate_chunk(float (&value)[CHUNK], const struct c
 #pragma unroll
     for (int32_t i = 0; i < CHUNK; i += 2) {
         float a = value[i], b = value[i + 1];
-        float2 angle = angles.angle[i / 2];
-        value[i] = a * angle.x - b * angle.y;
-        value[i + 1] = b * angle.x + a * angle.y;
+        value[i] = rotated(a, -b, angles.angle[i / 2]);
+        value[i + 1] = rotated(b, a, angles.angle[i / 2]);
     }
 }
 
@@ -302,18 +309,20 @@ __global__ void __launch_bounds__(WARPS *WARP)
     }
 }
 
-/* Two heads at once where one a thread would be more blocks than begin at once; and where that is
- * so of two as well, fewer blocks, which go on. */
+/* Where one head a thread would be many blocks, two at once; and no more blocks than begin at once,
+ * which go on. Both numbers are measured: blocks a multiprocessor. */
+enum { SINGLE_BLOCKS = 4, PAIR_BLOCKS = 6 };
+
 template <int C>
 static void chunk_launch(struct device *device, struct activation qkv,
                          const struct rope_store_args *args, int32_t T)
 {
     constexpr int32_t HEADS = WARPS * head_lanes<C>::HEADS;
     int32_t rounds = ceil_div(args->head_count + 2 * args->kv_head_count, HEADS);
-    bool two = (int64_t)T * rounds > 4 * device->core_count;
+    bool two = rounds > 1 && (int64_t)T * rounds > SINGLE_BLOCKS * device->core_count;
     int32_t columns = rounds;
     if (two) {
-        int32_t pairs = ceil_div(rounds, 2), wanted = ceil_div(6 * device->core_count, T);
+        int32_t pairs = ceil_div(rounds, 2), wanted = ceil_div(PAIR_BLOCKS * device->core_count, T);
         columns = wanted < pairs ? wanted : pairs;
     }
     auto kernel = two ? chunk_kernel<C, 2> : chunk_kernel<C, 1>;
