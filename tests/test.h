@@ -9,12 +9,14 @@
  *
  * A program prints a line for each failed check and ends with "N passed, N failed"
  * (", N skipped" where SKIP was used: it says why). Exit code 1 on a failure. TEST_ONLY=TEXT in the
- * environment runs those alone whose names contain it.
+ * environment runs those alone whose names contain it. TEST_SHARE=K/N does of a long test's cases
+ * each N-th, from the K-th on, so that slow tools can have them in N processes.
  */
 #ifndef TESTS_TEST_H
 #define TESTS_TEST_H
 
 #include <inttypes.h>
+#include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,6 +61,23 @@ static int test_was_skipped;
         test_was_skipped = 1;                                                                      \
         return;                                                                                    \
     } while (0)
+
+/* Whether case `index` of a long test is this process's. */
+static inline bool test_takes(size_t index)
+{
+    const char *share = getenv("TEST_SHARE");
+    char *end = NULL;
+
+    if (share == NULL)
+        return true;
+    unsigned long first = strtoul(share, &end, 10);
+    unsigned long count = *end == '/' ? strtoul(end + 1, &end, 10) : 0;
+    if (count == 0 || first >= count || *end != '\0') {
+        printf("TEST_SHARE is no K/N with K below N: %s\n", share);
+        exit(1);
+    }
+    return index % count == first;
+}
 
 #define TEST(function) test_run(#function, function)
 

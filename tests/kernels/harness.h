@@ -244,8 +244,10 @@ static inline bool run_cuda(test_list *tests, bool portable)
 static inline int run_subjects(int argc, char **argv, test_list *tests)
 {
     const char *only = argc == 3 && strcmp(argv[1], "--backend") == 0 ? argv[2] : NULL;
+    bool known = only != NULL && (strcmp(only, "cpu") == 0 || strcmp(only, "cuda") == 0 ||
+                                  strcmp(only, "portable") == 0);
 
-    if (argc != 1 && only == NULL) {
+    if (argc != 1 && !known) {
         printf("usage: %s [--backend cpu|cuda|portable]\n", argv[0]);
         return 2;
     }

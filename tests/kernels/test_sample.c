@@ -242,7 +242,8 @@ static void every_parameter_does_what_the_reference_does(void)
         float *logits = malloc((size_t)SAMPLES * (size_t)b->V * sizeof(*logits));
         assert(logits != NULL);
         for (int kind = 0; kind < KINDS; kind++)
-            check_kind(b, (enum kind)kind, logits);
+            if (test_takes(v * KINDS + (size_t)kind))
+                check_kind(b, (enum kind)kind, logits);
         free(logits);
         bench_close(b);
     }
