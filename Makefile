@@ -65,6 +65,7 @@ endef
 $(foreach room,$(ROOMS),$(eval $(call ROOM,$(room))))
 
 ifeq ($(CUDA),1)
+comma := ,
 CUDA_HOME := $(patsubst %/bin/nvcc,%,$(realpath $(NVCC)))
 CUDA_LIBS := -L$(CUDA_HOME)/lib64 -L$(CUDA_HOME)/targets/x86_64-linux/lib -lcudart_static -ldl -lrt
 endif
@@ -233,7 +234,7 @@ test-cuda-memcheck: $(OPS) ## the same under compute-sanitizer
 	@sh tests/kernels/sanitize.sh $(OPS)
 
 ##@ Measure and ship
-.PHONY: bench bench-cuda tune-table bundle docs format clean compile_commands.json
+.PHONY: bench bench-cuda kernel-trace tune-table bundle docs format clean compile_commands.json
 BENCH := $(patsubst %.c,$(OUT)/%,$(wildcard tests/bench/bench_*.c))
 $(BENCH): $(OUT)/%: $(OUT)/%.c.o $(REFERENCE) $(foreach room,$(NEEDS_server),$(call library,$(room)))
 	$(QUIET)$(link)
@@ -243,6 +244,10 @@ bench: build $(BENCH) ## kernels and engine on the CPU; JSON lines to build/benc
 bench-cuda: build $(OUT)/tests/bench/bench_attention ## attention and the engine on the GPU; JSON lines to build/bench.jsonl
 	@$(OUT)/tests/bench/bench_attention | tee build/bench.jsonl
 	@build/quire bench $(MODEL) --device cuda $(ARGS) | tee -a build/bench.jsonl
+kernel-trace: ## a library that times every kernel of a program on the GPU: tests/bench/kernel_trace.c
+	@mkdir -p build
+	@$(CC) -Wall -Wextra -std=c17 -O2 -shared -fPIC -I$(CUDA_HOME)/include tests/bench/kernel_trace.c -o build/kernel_trace.so \
+	$(foreach d,lib64 lib targets/x86_64-linux/lib extras/CUPTI/lib64,-L$(CUDA_HOME)/$(d) -Wl$(comma)-rpath$(comma)$(CUDA_HOME)/$(d)) -lcupti
 tune-table: ## several models' tables of quire tune in one: make -s tune-table TABLES="A B" >configs/tune/NAME.txt
 	@sh configs/tune/merge.sh $(TABLES)
 bundle: build ## the daemon with its shared libraries beside it, for a machine without them
