@@ -15,8 +15,10 @@ enum {
     THREADS = 256,
     LAUNCHES_LEAST = 8, /* of a graph */
     LAUNCHES_MOST = 64,
-    RUNS = 3,   /* of a graph; the fastest counts */
-    ROUNDS = 4, /* of all that are near the fastest */
+    RUNS = 3,            /* of a graph; the fastest counts */
+    ROUNDS = 4,          /* of all that are near the fastest */
+    SETTLE_TOKENS = 256, /* from here on a card may come to its power limit, */
+    SETTLE_MS = 100,     /* and have other clocks after so long */
 };
 
 /* Of about the size of normed activations. */
@@ -60,7 +62,21 @@ static cudaGraphExec_t record(struct device *device, const struct tuning &tuning
     return exec;
 }
 
-/* Microseconds of one product; 0: the device is broken. */
+/* Milliseconds of one launch of a graph; 0: the device is broken. */
+static float run(struct device *device, const struct tuning &tuning, cudaGraphExec_t exec)
+{
+    float ms = 0.0f;
+    bool good =
+        cuda_check(device, cudaEventRecord(tuning.before, device->stream), __func__) &&
+        cuda_check(device, cudaGraphLaunch(exec, device->stream), __func__) &&
+        cuda_check(device, cudaEventRecord(tuning.after, device->stream), __func__) &&
+        cuda_check(device, cudaEventSynchronize(tuning.after), __func__) &&
+        cuda_check(device, cudaEventElapsedTime(&ms, tuning.before, tuning.after), __func__);
+    return good ? ms : 0.0f;
+}
+
+/* Microseconds of one product; 0: the device is broken. Large products first run until the card has
+ * the clocks that it can keep: at its power limit another way may be the fastest. */
 static double measure(struct device *device, const struct tuning &tuning,
                       const struct tuned_way &way)
 {
@@ -68,22 +84,21 @@ static double measure(struct device *device, const struct tuning &tuning,
     count = count < LAUNCHES_LEAST ? (int32_t)LAUNCHES_LEAST : count;
     count = count > LAUNCHES_MOST ? (int32_t)LAUNCHES_MOST : count;
     cudaGraphExec_t exec = record(device, tuning, way, count);
+    float settle = tuning.call.T < SETTLE_TOKENS ? 0.0f : (float)SETTLE_MS, passed = 0.0f, ms;
     double least = 0.0;
     if (exec == NULL)
         return 0.0;
-    for (int32_t run = 0; run <= RUNS && device->fault == cudaSuccess; run++) {
-        float ms = 0.0f;
-        (void)cuda_check(device, cudaEventRecord(tuning.before, device->stream), __func__);
-        (void)cuda_check(device, cudaGraphLaunch(exec, device->stream), __func__);
-        (void)cuda_check(device, cudaEventRecord(tuning.after, device->stream), __func__);
-        (void)cuda_check(device, cudaEventSynchronize(tuning.after), __func__);
-        (void)cuda_check(device, cudaEventElapsedTime(&ms, tuning.before, tuning.after), __func__);
+    do { /* once at least, to warm up */
+        ms = run(device, tuning, exec);
+        passed += ms;
+    } while (ms > 0.0f && passed < settle);
+    for (int32_t i = 0; i < RUNS && ms > 0.0f; i++) {
+        ms = run(device, tuning, exec);
         double us = (double)ms * 1000.0 / count;
-        if (run == 1 || (run > 1 && us < least)) /* the first one only warms up */
-            least = us;
+        least = i == 0 || us < least ? us : least;
     }
     (void)cudaGraphExecDestroy(exec);
-    return device->fault == cudaSuccess ? least : 0.0;
+    return ms > 0.0f && device->fault == cudaSuccess ? least : 0.0;
 }
 
 /* Measures those that may be the fastest, again and again: a way's least time counts, and all that
