@@ -144,19 +144,16 @@ struct running {
 /* Relative to UNSEEN whatever is seen has an infinite weight, and what is not seen none. */
 static constexpr float RAISE = 8.0f, UNSEEN = -0x1p100f;
 
-/* Whether a tile has a score so far above. */
-__device__ static inline bool raises(const struct running &state, float tile_maximum, float scale)
+/* True: the tile has a score so far above, and the row is raised. */
+__device__ static inline bool advance(struct running &state, float tile_maximum, float scale)
 {
-    return __fmul_rn(tile_maximum, scale) > __fadd_rn(state.maximum, RAISE);
-}
-
-__device__ static inline void advance(struct running &state, float tile_maximum, float scale)
-{
-    float before = state.maximum;
-    if (raises(state, tile_maximum, scale))
-        state.maximum = __fmul_rn(tile_maximum, scale);
+    float before = state.maximum, own = __fmul_rn(tile_maximum, scale);
+    bool raised = own > __fadd_rn(before, RAISE);
+    if (raised)
+        state.maximum = own;
     state.base = state.maximum == -CUDART_INF_F ? UNSEEN : state.maximum;
     state.factor = exp2_fast(before - state.base);
+    return raised;
 }
 
 /* ---- of narrow items: a warp has 16 positions of a tile, a thread rows g and g + 8 ---- */

@@ -139,11 +139,8 @@ template <int C> __device__ static inline bool prompt_maxima(prompt_state<C> &st
     static_assert(PROMPT_PARTS == 4, "all parts");
     bool raised = false;
 #pragma unroll
-    for (int32_t i = 0; i < 2; i++) {
-        most[i] = quad_max(most[i]);
-        raised |= raises(state.row[i], most[i], scale);
-        advance(state.row[i], most[i], scale);
-    }
+    for (int32_t i = 0; i < 2; i++)
+        raised |= advance(state.row[i], quad_max(most[i]), scale);
     return __any_sync(0xffffffffu, raised);
 }
 
