@@ -159,6 +159,35 @@ static inline float *upload_floats(struct device *device, const float *value, in
     return target;
 }
 
+/* What rope_store is told, on the host; without norms where they are NULL. */
+struct store_shape {
+    int32_t H, K, C, rotary;
+    enum rope_pairing pairing;
+    const float *table; /* make_rope_table */
+    const float *q_norm, *k_norm;
+};
+
+/* The same on the device, for positions below `length`. */
+static inline struct rope_store_args upload_store(struct device *device,
+                                                  const struct store_shape *shape, int32_t length)
+{
+    struct rope_store_args args = {
+        .head_count = shape->H,
+        .kv_head_count = shape->K,
+        .head_width = shape->C,
+        .norm_eps = 1e-6f,
+        .rotary = shape->rotary,
+        .pairing = shape->pairing,
+        .rope = upload_floats(device, shape->table, (int64_t)length * shape->rotary + 1),
+    };
+
+    if (shape->q_norm != NULL)
+        args.q_norm = upload_floats(device, shape->q_norm, shape->C);
+    if (shape->k_norm != NULL)
+        args.k_norm = upload_floats(device, shape->k_norm, shape->C);
+    return args;
+}
+
 static inline double *doubles(const float *value, int64_t count)
 {
     double *wide = malloc((size_t)count * sizeof(*wide) + 1);

@@ -99,16 +99,13 @@ static void world_device(struct world *w, const struct shape *shape)
 
     w->device = open_device(&options);
     open_cache(w->device, &kv);
-    w->rope = (struct rope_store_args){
-        .head_count = shape->H,
-        .kv_head_count = shape->K,
-        .head_width = shape->C,
-        .norm_eps = 1e-6f,
-        .rotary = shape->rotary,
-        .pairing = shape->pairing,
-        .rope = upload_floats(w->device, w->rope_table,
-                              (int64_t)options.context_max * shape->rotary + 1),
-    };
+    struct store_shape store = {shape->H,       shape->K,      shape->C, shape->rotary,
+                                shape->pairing, w->rope_table, NULL,     NULL};
+    if (shape->normed) {
+        store.q_norm = w->q_norm;
+        store.k_norm = w->k_norm;
+    }
+    w->rope = upload_store(w->device, &store, options.context_max);
     w->attention = (struct attention_args){
         .head_count = shape->H,
         .kv_head_count = shape->K,
@@ -117,10 +114,6 @@ static void world_device(struct world *w, const struct shape *shape)
         .softcap = shape->softcap,
         .window = shape->window,
     };
-    if (shape->normed) {
-        w->rope.q_norm = upload_floats(w->device, w->q_norm, shape->C);
-        w->rope.k_norm = upload_floats(w->device, w->k_norm, shape->C);
-    }
     if (shape->sinks)
         w->attention.sinks = upload_floats(w->device, w->sink, shape->H);
 }

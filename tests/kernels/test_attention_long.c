@@ -69,20 +69,14 @@ static float *make_input(const struct long_shape *shape, int32_t width)
 static void open_store(struct world *w)
 {
     const struct long_shape *shape = w->shape;
+    struct store_shape store = {shape->H,       shape->K, shape->C, shape->rotary,
+                                shape->pairing, w->rope,  NULL,     NULL};
 
-    w->store = (struct rope_store_args){
-        .head_count = shape->H,
-        .kv_head_count = shape->K,
-        .head_width = shape->C,
-        .norm_eps = 1e-6f,
-        .rotary = shape->rotary,
-        .pairing = shape->pairing,
-        .rope = upload_floats(w->device, w->rope, (int64_t)LENGTH * shape->rotary + 1),
-    };
     if (shape->normed) {
-        w->store.q_norm = upload_floats(w->device, w->norm, shape->C);
-        w->store.k_norm = upload_floats(w->device, w->norm + 1, shape->C);
+        store.q_norm = w->norm;
+        store.k_norm = w->norm + 1;
     }
+    w->store = upload_store(w->device, &store, LENGTH);
 }
 
 static struct world *world_open(const struct long_shape *shape)
