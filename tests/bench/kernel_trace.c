@@ -1,8 +1,9 @@
 /* How long each kernel of a program ran: a library that CUDA loads into it.
  *
  *     make kernel-trace
- *     CUDA_INJECTION64_PATH=$PWD/build/kernel_trace.so TRACE_LAST_MS=200 build/quire bench ...
- * 2>trace c++filt <trace
+ *     export CUDA_INJECTION64_PATH=$PWD/build/kernel_trace.so TRACE_LAST_MS=200
+ *     build/quire bench ... 2>trace
+ *     c++filt <trace
  *
  * At the end a line for each kernel and size of grid on standard error: milliseconds, launches,
  * microseconds of one. A kernel's time is what it ran longer than all before it, as launches begin

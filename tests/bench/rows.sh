@@ -2,7 +2,7 @@
 # The GPU's rows of docs/performance.md: steps, attention, requests over HTTP, of random weights in
 # the shapes of Qwen3 0.6B and Llama 3.1 8B. JSON lines on standard output.
 #
-#     tests/bench/rows.sh [steps] [attention] [http] [long]
+#     tests/bench/rows.sh [steps] [attention] [http] [long] [engine]
 #
 # QUIRE and BENCH_ATTENTION are the programs (default: those of build/). LOAD is a program that sends
 # --n requests of --isl random tokens, asks for --osl, from --conc streams, and prints a JSON line;
@@ -11,7 +11,7 @@ QUIRE=${QUIRE:-build/quire}
 BENCH_ATTENTION=${BENCH_ATTENTION:-build/release/tests/bench/bench_attention}
 LOAD=${LOAD:-../shared/tools/load.py}
 PORT=${PORT:-8017}
-[ $# -gt 0 ] || set -- steps attention http long
+[ $# -gt 0 ] || set -- steps attention http long engine
 folder=$(mktemp -d) || exit 1
 server=
 seed=$(date +%s)
@@ -108,11 +108,13 @@ for what in "$@"; do
         serve l8
         load l8 --n 1024 --conc 512 --isl 1000 --osl 1000
         stop
+        ;;
+    engine) # the same without HTTP
         bench l8 --max-model-len 2048 --max-num-seqs 512 --requests 1024 --prompt-tokens 1000 \
             --output-tokens 1000 --batch 1
         ;;
     *)
-        echo "usage: $0 [steps] [attention] [http] [long]" >&2
+        echo "usage: $0 [steps] [attention] [http] [long] [engine]" >&2
         exit 2
         ;;
     esac
